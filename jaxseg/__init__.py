@@ -1,0 +1,1 @@
+"""jaxseg: image segmentation and style-based generation as pure functions in JAX and Flax Linen."""

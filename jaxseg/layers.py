@@ -1,0 +1,70 @@
+"""Layers that three or more models share.
+
+A model takes its norm as a constructor and calls it as `norm(dtype=dtype, name=name)(x, train=train)`.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxseg.ops.batch import batch_mean, batch_sum, example_index
+
+__all__ = ["BatchNorm", "Dropout"]
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over the global batch (Ioffe and Szegedy 2015).
+
+    Statistics, and the running averages `batch_stats/{mean,var}`, are float32 whatever the compute dtype.
+    As in Caffe and PyTorch the running variance is the unbiased one. `x` is `[..., C]`.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n c"], *, train: bool) -> Float[Array, "*n c"]:
+        channels = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        if train:
+            x32 = x.astype(jnp.float32)
+            axes = tuple(range(x.ndim - 1))
+            mean = batch_mean(x32.mean(axes))
+            var = batch_mean(jnp.square(x32 - mean).mean(axes))
+            if not self.is_initializing():
+                n = batch_sum(jnp.float32(x.size // x.shape[-1]))
+                unbiased = var * (n / jnp.maximum(n - 1, 1))
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
+        else:
+            mean, var = running_mean.value, running_var.value
+        dtype = self.dtype or x.dtype
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return (x * factor + (bias - mean * factor)).astype(dtype)
+
+
+class Dropout(nn.Module):
+    """Dropout whose masks belong to the examples, so that any sharding of a batch draws the same ones.
+
+    Example i of the global batch draws from `fold_in(key, i)`. `shared_axes` are axes of `x [N, ...]` that
+    share one draw: (1, 2) drops whole channels.
+    """
+
+    rate: float
+    shared_axes: tuple[int, ...] = ()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n *s"], *, train: bool) -> Float[Array, "n *s"]:
+        if not train or self.rate == 0:
+            return x
+        shape = tuple(1 if a in self.shared_axes else d for a, d in enumerate(x.shape))[1:]
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), example_index(x.shape[0]))
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, shape))(keys)
+        return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))

@@ -1,0 +1,11 @@
+"""Eight CPU devices for every test, jaxtyping's shapes checked, and a compilation cache that outlives a run."""
+
+import pathlib
+
+import jax
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".cache" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+install_import_hook("jaxseg", "beartype.beartype")
