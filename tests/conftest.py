@@ -1,4 +1,4 @@
-"""Eight CPU devices for every test, jaxtyping's shapes checked, and a compilation cache that outlives a run."""
+"""Eight CPU devices for every test, jaxtyping shapes checked, a compilation cache that outlives a run."""
 
 import pathlib
 

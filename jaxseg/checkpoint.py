@@ -1,0 +1,193 @@
+"""Save and restore any pytree of arrays with Orbax, one atomic step at a time.
+
+A step directory holds `state` (the arrays) and `meta` (JSON: the step, the position in the data, the config and
+a checksum for each array). The checksums are integer sums computed on the devices, the same for any
+sharding, so a checkpoint whose bytes rotted is found on any topology, and the one before is used.
+"""
+
+import json
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jaxtyping import Array, PyTree, UInt32
+
+__all__ = ["ConfigMismatch", "Restored", "checksums", "open_checkpoints", "restore", "restore_params", "save"]
+
+log = logging.getLogger("jaxseg")
+
+
+class ConfigMismatch(ValueError):
+    """A checkpoint was written by a run with another config; the message lists the fields that differ."""
+
+
+class Restored(NamedTuple):
+    """What a checkpoint gave back."""
+
+    step: int
+    state: PyTree
+    skipped: tuple[str, ...]  # one line for each newer checkpoint that could not be used
+
+
+@jax.jit
+def _checksums(leaves: list[Array]) -> list[UInt32[Array, ""]]:
+    """A 32-bit checksum of each array's bits in place: the sum of word x odd weight, modulo 2^32.
+
+    Integer addition modulo 2^32 is associative: the value does not depend on sharding or reduction order.
+    """
+
+    def checksum(x: jax.Array) -> UInt32[Array, ""]:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x = jax.random.key_data(x)
+        if x.dtype == jnp.bool_ or x.dtype.itemsize == 1:
+            words = x.astype(jnp.uint8).astype(jnp.uint32)
+        else:
+            width = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
+            words = jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32)
+        # strides of a row-major order, so that the weight of an element is a function of where it stands
+        weight = jnp.zeros(words.shape, jnp.uint32)
+        stride = 1
+        for axis in reversed(range(words.ndim)):
+            weight += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
+            stride *= words.shape[axis]
+        return jnp.sum(words * (2 * weight + 1), dtype=jnp.uint32)
+
+    return [checksum(x) for x in leaves]
+
+
+def checksums(tree: PyTree) -> dict[str, int]:
+    """The checksum of each array of `tree`, by its path (`params/conv1/kernel`)."""
+    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    return dict(zip(names, map(int, jax.device_get(_checksums(list(leaves)))), strict=True))
+
+
+def open_checkpoints(directory: pathlib.Path, *, keep: int = 3) -> ocp.CheckpointManager:
+    """A manager of `directory` that keeps the `keep` newest steps and clears what a killed save left behind."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
+    return ocp.CheckpointManager(
+        pathlib.Path(directory).absolute(), options=options, item_names=("state", "meta")
+    )
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: PyTree, config: Mapping[str, Any]) -> None:
+    """Starts an asynchronous, atomic save; the state is copied off the devices before this returns."""
+    # the data order is a pure function of (seed, step): the step is the data's position
+    meta = {"step": step, "data_position": step, "config": dict(config)}
+    meta["checksums"] = checksums(state)
+    manager.save(
+        step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+    )
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+    """Committed steps under `directory`, newest first."""
+    if not directory.is_dir():
+        return []
+    return sorted((int(p.name) for p in directory.iterdir() if p.name.isdigit()), reverse=True)
+
+
+def read_meta(directory: pathlib.Path, step: int) -> dict[str, Any]:
+    """The JSON that was saved with a step."""
+    return json.loads((pathlib.Path(directory) / str(step) / "meta" / "metadata").read_text())
+
+
+def _differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    asked = json.loads(json.dumps(asked))  # tuples become lists, as in the saved one
+    missing = object()
+    return [
+        f"  {name}: checkpoint {saved.get(name, '(absent)')!r}, this run {asked.get(name, '(absent)')!r}"
+        for name in sorted(saved.keys() | asked.keys())
+        if saved.get(name, missing) != asked.get(name, missing)
+    ]
+
+
+def _verify(state: PyTree, saved: Mapping[str, int]) -> None:
+    damaged = [name for name, value in checksums(state).items() if saved.get(name) != value]
+    if damaged:
+        raise ValueError(f"{', '.join(damaged[:3])}: not the bits that were saved")
+
+
+def restore(manager: ocp.CheckpointManager, like: PyTree, config: Mapping[str, Any]) -> Restored | None:
+    """The newest checkpoint whose bytes are whole, on the devices and shardings of `like`; None without any.
+
+    `like` is a tree of `jax.ShapeDtypeStruct` with shardings: any device count and mesh will do. A checkpoint
+    that cannot be read, or whose checksums differ, is set aside as `corrupt-STEP` (never deleted), reported in
+    `skipped` and in the log, and the one before is tried. Raises ConfigMismatch for one of another config.
+    """
+    skipped = []
+    for step in sorted(manager.all_steps(), reverse=True):
+        directory = pathlib.Path(manager.directory)
+        try:
+            meta = read_meta(directory, step)
+            saved, sums = meta["config"], meta["checksums"]
+        except (OSError, ValueError, KeyError) as error:
+            skipped.append(_set_aside(manager, step, error))
+            continue
+        if differing := _differences(saved, config):
+            raise ConfigMismatch(
+                f"{directory / str(step)} was written by another run; these fields differ:\n"
+                + "\n".join(differing)
+                + "\nuse the same values to resume, or another output folder to start anew"
+            )
+        try:
+            state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))[
+                "state"
+            ]
+            _verify(state, sums)
+        except Exception as error:  # tensorstore and Orbax raise many kinds for damaged files
+            skipped.append(_set_aside(manager, step, error))
+            continue
+        return Restored(step, state, tuple(skipped))
+    return Restored(0, None, tuple(skipped)) if skipped else None
+
+
+def _set_aside(manager: ocp.CheckpointManager, step: int, error: Exception) -> str:
+    path = pathlib.Path(manager.directory) / str(step)
+    aside = path.with_name(f"corrupt-{step}")
+    while aside.exists():
+        aside = aside.with_name(aside.name + "-again")
+    if jax.process_index() == 0:
+        path.rename(aside)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"set aside {aside.name}")
+    manager.reload()
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    line = f"checkpoint {path} is damaged ({reason[0][:200]}); kept as {aside.name}, the one before is used"
+    log.warning(line)
+    return line
+
+
+def restore_params(directory: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The newest whole checkpoint's parameters, and its meta: for use, not for training on.
+
+    Gives nested dicts of host arrays under those of `params`, `model_state` and `ema_params` that there are.
+    Raises FileNotFoundError where `directory` holds no checkpoint, ValueError where none is whole.
+    """
+    directory = pathlib.Path(directory).absolute()
+    steps = _steps(directory)
+    if not steps:
+        raise FileNotFoundError(f"no checkpoint in {directory}; train one there first")
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        for step in steps:
+            path = directory / str(step) / "state"
+            try:
+                meta = read_meta(directory, step)
+                saved = checkpointer.metadata(path).item_metadata.tree
+                wanted = {
+                    k: saved[k] for k in ("params", "model_state", "ema_params") if saved.get(k) is not None
+                }
+                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+                request = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
+                state = checkpointer.restore(path, args=request)
+                _verify(state, meta["checksums"])
+                return state, meta
+            except Exception as error:  # tensorstore and Orbax raise many kinds for damaged files
+                log.warning("checkpoint %s is damaged (%s); trying the one before", path.parent, error)
+    raise ValueError(f"no checkpoint in {directory} is whole: {', '.join(map(str, steps))} are damaged")

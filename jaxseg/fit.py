@@ -1,0 +1,238 @@
+"""The training loop: placement, prefetch, logging, checkpoints, resume, preemption, evaluation. It knows no model."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
+
+from jaxseg import checkpoint
+from jaxseg.parallel import Placement, make_mesh, over_mesh
+from jaxseg.runlog import RunLog
+from jaxseg.train import TrainFns
+
+__all__ = ["Feed", "FitResult", "NonFiniteLoss", "Run", "evaluate_batches", "fit"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How long, how often and where."""
+
+    steps: int
+    """Optimizer steps."""
+    batch: int = 16
+    """Examples a step, over all devices and hosts."""
+    out: pathlib.Path = pathlib.Path("runs/run")
+    """Folder of checkpoints, metrics and figures; a run resumes from what it holds."""
+    seed: int = 0
+    """Of parameters, data order, augmentation and dropout."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    evaluate_every: int | None = None
+    """Steps between evaluations; the end of the run has one in any case."""
+    keep: int = 3
+    """Newest checkpoints kept."""
+
+
+class Feed(NamedTuple):
+    """Training batches as a pure function of the step, which makes a run resumable at any one."""
+
+    batches: Callable[[int], Iterable[Mapping[str, np.ndarray]]]  # first step -> this process's slices from there on
+    names: Callable[[int], list[str]]  # step -> the files of that global batch
+
+
+class FitResult(NamedTuple):
+    """What `fit` leaves. `stopped` is true where a signal ended it before its last step."""
+
+    step: int
+    state: PyTree
+    scores: dict[str, float]
+    stopped: bool
+
+
+class NonFiniteLoss(RuntimeError):
+    """A step gave NaN or Inf; the message has the step, the batch's files and the last good checkpoint."""
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether SIGTERM or Ctrl-C has come; a second Ctrl-C ends the process at once.
+
+    A thread reads the wake-up descriptor, so the second Ctrl-C acts even while the main thread compiles.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
+        yield lambda: False
+        return
+    stop = threading.Event()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def watch() -> None:
+        while received := os.read(reader, 1):
+            number = received[0]
+            if number not in (signal.SIGINT, signal.SIGTERM):
+                continue
+            if number == signal.SIGINT and stop.is_set():
+                os._exit(130)
+            stop.set()
+            print("stopping after this step, saving; Ctrl-C again stops at once", flush=True)
+
+    before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGTERM, signal.SIGINT)}
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield stop.is_set
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+
+
+def evaluate_batches(
+    fns: TrainFns, placement: Placement, state: PyTree, batches: Iterable[Mapping[str, np.ndarray]]
+) -> dict[str, float]:
+    """Scores of a placed state over `batches`: the sums are added in float64 on the host."""
+    evaluate = placement.compile_evaluate(fns.evaluate)
+    return _evaluate(fns, placement, evaluate, state, batches)
+
+
+def _evaluate(
+    fns: TrainFns,
+    placement: Placement,
+    evaluate: Callable,
+    state: PyTree,
+    batches: Iterable[Mapping[str, np.ndarray]],
+) -> dict[str, float]:
+    total: PyTree = None
+    pending: PyTree = None  # one batch behind, so that the device does not wait for the host's sum
+
+    def add(total: PyTree, sums: PyTree) -> PyTree:
+        host = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(sums))
+        return host if total is None else jax.tree.map(np.add, total, host)
+
+    for batch in batches:
+        sums = evaluate(state, placement.put_batch(batch))
+        if pending is not None:
+            total = add(total, pending)
+        pending = sums
+    if pending is None:
+        raise ValueError("nothing to evaluate: the data gave no batch")
+    return dict(fns.summarize(add(total, pending)))
+
+
+def fit(
+    fns: TrainFns,
+    train: Feed,
+    evaluation: Callable[[], Iterable[Mapping[str, np.ndarray]]] | None,
+    run: Run,
+    *,
+    placement: Placement | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> FitResult:
+    """Trains to `run.steps`, from the newest checkpoint under `run.out` where there is one.
+
+    The result is a function of (fns, data, run): a run killed at any instant and started again ends with the
+    same bits on the same machine. `config` describes the run; a checkpoint with another one is refused.
+    `evaluation()` gives the batches to evaluate on.
+
+    Raises NonFiniteLoss, ValueError for a batch that does not divide over the devices, and
+    `checkpoint.ConfigMismatch`.
+    """
+    placement = over_mesh(make_mesh()) if placement is None else placement
+    if run.batch % placement.batch_devices:
+        n = placement.batch_devices
+        good = max(round(run.batch / n), 1) * n
+        raise ValueError(f"a batch of {run.batch} does not divide over {n} devices ({placement.name}); use {good}")
+    config = {"steps": run.steps, "batch": run.batch, "seed": run.seed, **(config or {})}
+    key = jax.random.key(run.seed)
+    init_key, step_key = jax.random.split(key)
+    update = placement.compile_update(fns.update)
+    evaluate = placement.compile_evaluate(fns.evaluate)
+
+    with contextlib.ExitStack() as stack:
+        stop_requested = stack.enter_context(_stop_requests())
+        manager = stack.enter_context(checkpoint.open_checkpoints(run.out / "checkpoints", keep=run.keep))
+        first = next(iter(train.batches(0)))
+        shapes = jax.eval_shape(fns.init, init_key, first)
+        restored = checkpoint.restore(manager, placement.shape_state(shapes), config)
+        start = 0 if restored is None else restored.step
+        log = RunLog(run.out, start=start, steps=run.steps, examples_per_step=run.batch)
+        stack.callback(log.close)
+        for line in () if restored is None else restored.skipped:
+            log.say(line)
+        if start:
+            log.say(f"resuming after step {start} of {run.steps}  [{placement.name}]")
+            state = restored.state
+        else:
+            log.say(f"starting {run.steps} steps of {run.batch}  [{placement.name}]; the first step compiles")
+            state = placement.put_state(fns.init(init_key, first))
+
+        saved = start
+        pending: tuple[int, PyTree, float] | None = None
+
+        def settle() -> None:
+            """Waits for the step in flight, and logs it; raises where it is not finite."""
+            nonlocal pending
+            if pending is None:
+                return
+            step, metrics, wait = pending
+            pending = None
+            values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+            log.step(step, values, wait)
+            if bad := [f"{k} is {v}" for k, v in values.items() if not np.isfinite(v)]:
+                good = f"{run.out / 'checkpoints' / str(saved)}" if saved else "none yet"
+                raise NonFiniteLoss(
+                    f"{', '.join(bad)} at step {step}, on {', '.join(train.names(step - 1))}; "
+                    f"last good checkpoint: {good}. Lower the learning rate, or look at those files"
+                )
+
+        batches = iter(train.batches(start)) if start < run.steps else iter(())
+        placed = placement.put_batch(next(batches)) if start < run.steps else None
+        stopped = False
+        wait = 0.0
+        for step in range(start, run.steps):
+            state, metrics = update(state, placed, step_key, np.int32(step))
+            settle()  # the step before, while this one runs
+            pending = (step + 1, metrics, wait)
+            if step + 1 < run.steps:
+                began = time.perf_counter()
+                placed = placement.put_batch(next(batches))
+                # time spent while the device still computes is not a wait
+                idle = all(x.is_ready() for x in jax.tree.leaves(metrics))
+                wait = time.perf_counter() - began if idle else 0.0
+            if jax.process_count() > 1:
+                stopped = multihost_utils.reached_preemption_sync_point(step)
+            else:
+                stopped = stop_requested()
+            last = step + 1 == run.steps
+            if last or stopped or (step + 1) % run.checkpoint_every == 0:
+                settle()  # a checkpoint is of finite steps only
+                checkpoint.save(manager, step + 1, state, config)
+                saved = step + 1
+            if stopped:
+                break
+            if evaluation is not None and run.evaluate_every and (step + 1) % run.evaluate_every == 0 and not last:
+                settle()
+                log.evaluation(step + 1, _evaluate(fns, placement, evaluate, state, evaluation()))
+        manager.wait_until_finished()
+        if stopped and saved < run.steps:
+            log.say(f"stopped after step {saved} of {run.steps}, saved; the same command goes on from there")
+            return FitResult(saved, state, {}, True)
+        scores = {}
+        if evaluation is not None:
+            scores = _evaluate(fns, placement, evaluate, state, evaluation())
+            log.evaluation(run.steps, scores)
+        return FitResult(run.steps, state, scores, False)

@@ -1,0 +1,60 @@
+"""One additive confusion matrix, and every semantic score that is read off it."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+__all__ = ["SegmentationScores", "confusion_matrix", "mean_iou", "segmentation_scores"]
+
+
+def confusion_matrix(
+    predictions: Int[Array, "*n"], labels: Int[Array, "*n"], num_classes: int
+) -> Int[Array, "{num_classes} {num_classes}"]:
+    """Counts pixels by (true class, predicted class); pixels labelled 255 (or out of range) are left out.
+
+    Matrices of parts of a data set add up to that of the whole, so shards, hosts and a ragged last batch
+    (padded with 255) are exact. int32: a single call counts up to 2^31 pixels.
+    """
+    counted = (labels >= 0) & (labels < num_classes)
+    cell = jnp.where(counted, labels * num_classes + predictions, num_classes**2)
+    counts = jnp.zeros(num_classes**2 + 1, jnp.int32).at[cell.ravel()].add(1)
+    return counts[:-1].reshape(num_classes, num_classes)
+
+
+def mean_iou(confusion: Int[Array, "k k"]) -> Float[Array, ""]:
+    """Mean intersection over union on the device, over classes that occur in truth or prediction."""
+    c = confusion.astype(jnp.float32)
+    overlap = jnp.diagonal(c)
+    union = c.sum(0) + c.sum(1) - overlap
+    return jnp.sum(overlap / jnp.maximum(union, 1)) / jnp.maximum(jnp.sum(union > 0), 1)
+
+
+class SegmentationScores(NamedTuple):
+    """Scores of Long et al. 2015 (sec. 5) and Badrinarayanan et al. 2017 (sec. 4), as fractions."""
+
+    miou: float  # mean over classes of IoU
+    global_accuracy: float  # correct pixels / pixels
+    class_accuracy: float  # mean over classes of recall
+    dice: float  # mean over classes of 2 overlap / (true + predicted)
+    iou_per_class: np.ndarray  # [K], NaN for a class in neither truth nor prediction
+    accuracy_per_class: np.ndarray  # [K], NaN for a class without a labelled pixel
+
+
+def _nanmean(x: np.ndarray) -> float:
+    return float(np.nanmean(x)) if np.isfinite(x).any() else float("nan")
+
+
+def segmentation_scores(confusion: Int[np.ndarray, "k k"] | Float[np.ndarray, "k k"]) -> SegmentationScores:
+    """Scores from a summed confusion matrix (rows truth, columns prediction), in float64."""
+    c = np.asarray(confusion, np.float64)
+    overlap, true, predicted = np.diagonal(c), c.sum(1), c.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        iou = overlap / (true + predicted - overlap)
+        accuracy = overlap / true
+        dice = 2 * overlap / (true + predicted)
+        global_accuracy = overlap.sum() / c.sum()
+    return SegmentationScores(
+        _nanmean(iou), float(global_accuracy), _nanmean(accuracy), _nanmean(dice), iou, accuracy
+    )

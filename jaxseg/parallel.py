@@ -1,0 +1,153 @@
+"""Where a run's arrays live: jit over a named mesh, or pmap. The only file that names meshes, pmap and devices.
+
+Both take the same pure `update(state, batch, key)`. A `Placement` is what `fit` needs of either.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from jaxseg.ops.batch import BATCH_AXIS
+
+__all__ = ["Placement", "make_mesh", "over_mesh", "over_pmap"]
+
+FSDP_MINIMUM = 2**14  # elements; smaller arrays cost more to gather than to hold
+
+
+class Placement(NamedTuple):
+    """How a run is laid out on devices."""
+
+    name: str  # for the log: "jit data=4 fsdp=2"
+    batch_devices: int  # the global batch divides by this
+    put_batch: Callable[
+        [Mapping[str, np.ndarray]], PyTree
+    ]  # this process's slice of the batch -> device arrays
+    put_state: Callable[
+        [PyTree], PyTree
+    ]  # a state on the host or one device -> placed; never aliases its input
+    shape_state: Callable[[PyTree], PyTree]  # shapes -> shapes with shardings, the template of a restore
+    compile_update: Callable[[Callable], Callable]  # update -> (state, batch, key, step) -> (state, metrics)
+    compile_evaluate: Callable[[Callable], Callable]  # evaluate -> (state, batch) -> sums
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, spatial: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of axes `data` (batch), `fsdp` (batch, parameters and optimizer state) and `spatial` (image height).
+
+    `data=-1` takes the devices that the other axes leave. Raises ValueError where the axes do not multiply to
+    the devices there are.
+    """
+    devices = jax.devices() if devices is None else devices
+    if data == -1:
+        data = max(len(devices) // (fsdp * spatial), 1)
+    if data * fsdp * spatial != len(devices):
+        raise ValueError(
+            f"a mesh of data={data} fsdp={fsdp} spatial={spatial} needs {data * fsdp * spatial} devices, "
+            f"there are {len(devices)}; make the product equal to it"
+        )
+    return jax.make_mesh(
+        (data, fsdp, spatial), ("data", "fsdp", "spatial"), (AxisType.Auto,) * 3, devices=list(devices)
+    )
+
+
+def _fsdp_spec(shape: tuple[int, ...], size: int) -> PartitionSpec:
+    """Shards the largest axis that divides; small arrays are replicated."""
+    if size == 1 or int(np.prod(shape)) < FSDP_MINIMUM:
+        return PartitionSpec()
+    axes = [a for a in np.argsort(shape)[::-1] if shape[a] % size == 0]
+    if not axes:
+        return PartitionSpec()
+    return PartitionSpec(*("fsdp" if a == axes[0] else None for a in range(len(shape))))
+
+
+def over_mesh(mesh: Mesh) -> Placement:
+    """One program over a mesh: the batch over `data` and `fsdp`, parameters over `fsdp`, height over `spatial`."""
+    sizes = dict(mesh.shape)
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def state_sharding(x: Any) -> NamedSharding:
+        return NamedSharding(mesh, _fsdp_spec(x.shape, sizes["fsdp"]))
+
+    def put_leaf(x: Any) -> jax.Array:
+        host = np.array(x)  # a copy: donating the placed state must not touch what came in
+        # by callback, so that each process gives its own devices their part
+        return jax.make_array_from_callback(host.shape, state_sharding(host), lambda index: host[index])
+
+    def put_batch(batch: Mapping[str, np.ndarray]) -> PyTree:
+        spatial = "spatial" if sizes["spatial"] > 1 else None
+
+        def put(x: np.ndarray) -> jax.Array:
+            spec = (
+                PartitionSpec(("data", "fsdp"), spatial) if x.ndim >= 3 else PartitionSpec(("data", "fsdp"))
+            )
+            return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), x)
+
+        return jax.tree.map(put, dict(batch))
+
+    def compile_update(update: Callable) -> Callable:
+        def step_update(
+            state: PyTree, batch: PyTree, key: jax.Array, step: np.int32
+        ) -> tuple[PyTree, PyTree]:
+            state, metrics = update(state, batch, jax.random.fold_in(key, step))
+            # an output left to XLA may come back in another layout, and the second call would recompile
+            placed = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, state_sharding(x)), state)
+            return placed, jax.lax.with_sharding_constraint(metrics, replicated)
+
+        return jax.jit(step_update, donate_argnums=0)
+
+    def compile_evaluate(evaluate: Callable) -> Callable:
+        return jax.jit(evaluate, out_shardings=replicated)
+
+    axes = " ".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "1 device"
+    return Placement(
+        name=f"jit {axes}",
+        batch_devices=sizes["data"] * sizes["fsdp"],
+        put_batch=put_batch,
+        put_state=lambda state: jax.tree.map(put_leaf, state),
+        shape_state=lambda shapes: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=state_sharding(x)), shapes
+        ),
+        compile_update=compile_update,
+        compile_evaluate=compile_evaluate,
+    )
+
+
+def over_pmap(devices: Sequence[Any] | None = None) -> Placement:
+    """Data parallelism by `jax.pmap`: each device updates a whole copy of the state with its slice of the batch."""
+    local = [
+        d for d in (jax.devices() if devices is None else devices) if d.process_index == jax.process_index()
+    ]
+    count = len(jax.devices() if devices is None else devices)
+
+    def put_batch(batch: Mapping[str, np.ndarray]) -> PyTree:
+        return jax.tree.map(lambda x: x.reshape(len(local), -1, *x.shape[1:]), dict(batch))
+
+    def mapped(f: Callable, in_axes: tuple, out_axes: Any, **options: Any) -> Callable:
+        every = None if jax.process_count() > 1 else local
+        return jax.pmap(f, axis_name=BATCH_AXIS, in_axes=in_axes, out_axes=out_axes, devices=every, **options)
+
+    def compile_update(update: Callable) -> Callable:
+        def step_update(
+            state: PyTree, batch: PyTree, key: jax.Array, step: np.int32
+        ) -> tuple[PyTree, PyTree]:
+            return update(state, batch, jax.random.fold_in(key, step))
+
+        return mapped(step_update, (None, 0, None, None), None, donate_argnums=0)
+
+    return Placement(
+        name=f"pmap over {count} device{'s' * (count > 1)}",
+        batch_devices=count,
+        put_batch=put_batch,
+        put_state=lambda state: jax.tree.map(lambda x: jax.numpy.array(np.array(x)), state),
+        shape_state=lambda shapes: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(local[0])
+            ),
+            shapes,
+        ),
+        compile_update=compile_update,
+        compile_evaluate=lambda evaluate: mapped(evaluate, (None, 0), None),
+    )
