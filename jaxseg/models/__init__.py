@@ -1,0 +1,60 @@
+"""The zoo: every architecture, and the one dict that names them."""
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+from jaxseg.models.output import SegmentationOutput
+from jaxseg.models.unet import UNet, UNetValid, unet_small
+
+__all__ = ["MODELS", "SegmentationOutput", "create_model", "model_source"]
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
+    "unet_small": unet_small,
+    "unet_valid": UNetValid,
+}
+
+
+def _constructor(name: str) -> Callable[..., nn.Module]:
+    if name not in MODELS:
+        raise ValueError(f'no model "{name}"{_nearest(name, MODELS)} jaxseg.MODELS lists all')
+    return MODELS[name]
+
+
+def _nearest(name: str, names: Any) -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    return f'; did you mean "{near[0]}"?' if near else "."
+
+
+def _model_class(constructor: Callable[..., nn.Module]) -> type[nn.Module]:
+    while isinstance(constructor, functools.partial):
+        constructor = constructor.func
+    assert isinstance(constructor, type)
+    return constructor
+
+
+def create_model(name: str, num_classes: int, **fields: Any) -> nn.Module:
+    """The model of that name in MODELS, with `fields` of its class replaced.
+
+    Raises ValueError, with the nearest name there is, for a model or a field that does not exist.
+    """
+    constructor = _constructor(name)
+    known = [
+        f.name for f in dataclasses.fields(_model_class(constructor)) if f.name not in ("parent", "name")
+    ]
+    for field in fields:
+        if field not in known:
+            raise ValueError(
+                f'model "{name}" has no field "{field}"{_nearest(field, known)} (fields: {", ".join(known)})'
+            )
+    return constructor(num_classes=num_classes, **fields)
+
+
+def model_source(name: str) -> str:
+    """One line that names the architecture and the paper it is from."""
+    return (_model_class(_constructor(name)).__doc__ or "").strip().splitlines()[0]
