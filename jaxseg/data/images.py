@@ -1,0 +1,86 @@
+"""Image and mask files to arrays, whatever their mode, with errors that name the file."""
+
+import pathlib
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from jaxseg.data.source import DataError
+
+__all__ = ["read_image", "read_mask"]
+
+_SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
+
+
+def read_image(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes a photograph to RGB, upright by its EXIF orientation.
+
+    Grey is repeated, alpha dropped, palettes looked up. Sixteen bits are scaled to eight, full range to full
+    range, where Pillow's own conversion would clip. Raises DataError if the file is not a readable image.
+    """
+    picture = _open(path)
+    if picture.mode in _SIXTEEN_BIT or picture.mode == "I":
+        grey = np.asarray(picture).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise DataError(f"{path}: grey values {grey.min()}..{grey.max()}; save it with 8 or 16 bits")
+        eight = ((grey * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(eight[..., None], 3, axis=-1)
+    if picture.mode == "F":
+        raise DataError(f"{path}: a floating-point image has no stated range; save it with 8 or 16 bits")
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # Pillow's own path for palettes with transparent entries
+    return np.array(picture.convert("RGB"))
+
+
+def read_mask(path: pathlib.Path, palette: UInt8[np.ndarray, "k 3"] | None = None) -> Int[np.ndarray, "h w"]:
+    """Decodes a mask to int32 labels: one channel and palette files hold them as they are.
+
+    A colour mask is looked up in `palette` (row = label); without one only a grey picture saved as RGB is
+    understood. Raises DataError for unreadable files, for floats, and for colours outside the palette.
+    """
+    picture = _open(path)
+    if picture.mode == "F":
+        raise DataError(f"{path}: a floating-point mask; save labels as 8-bit or 16-bit integers")
+    if picture.mode in ("LA", "PA"):
+        return np.array(picture)[..., 0].astype(np.int32)
+    if picture.mode in ("1", "L", "P", "I", *_SIXTEEN_BIT):
+        return np.array(picture).astype(np.int32)
+    colours = np.asarray(picture.convert("RGB")).astype(np.int32)
+    if palette is not None:
+        return _lookup(path, colours, palette)
+    if (colours == colours[..., :1]).all():
+        return np.ascontiguousarray(colours[..., 0])
+    raise DataError(
+        f"{path}: a colour mask without a palette; list the classes in classes.txt, one `name r g b` a line"
+    )
+
+
+def _open(path: pathlib.Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return ImageOps.exif_transpose(picture)
+    except UnidentifiedImageError:
+        reason = "is empty" if path.stat().st_size == 0 else "is not an image that Pillow can read"
+        raise DataError(f"{path}: {reason}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # SyntaxError is what Pillow raises for broken PNG chunks
+        raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def _lookup(path: pathlib.Path, colours: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    packed = (colours[..., 0] << 16) | (colours[..., 1] << 8) | colours[..., 2]
+    known = palette.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    order = np.argsort(known, kind="stable")
+    place = np.searchsorted(known, packed, sorter=order).clip(max=len(known) - 1)
+    labels = order[place].astype(np.int32)
+    unknown = known[labels] != packed
+    if unknown.any():
+        found = np.unique(packed[unknown])
+        shown = ", ".join(f"({c >> 16}, {c >> 8 & 255}, {c & 255})" for c in found[:3].tolist())
+        raise DataError(
+            f"{path}: {len(found)} colour(s) outside the palette, {shown}{', ...' * (len(found) > 3)};"
+            " add them to classes.txt (JPEG masks invent colours: save masks as PNG)"
+        )
+    return labels
