@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
 import signal
@@ -129,7 +130,7 @@ def _evaluate(
             total = add(total, pending)
         pending = sums
     if pending is None:
-        raise ValueError("nothing to evaluate: the data gave no batch")
+        return {}
     return dict(fns.summarize(add(total, pending)))
 
 
@@ -199,6 +200,17 @@ def fit(
                     f"last good checkpoint: {good}. Lower the learning rate, or look at those files"
                 )
 
+        def evaluate_now(step: int, state: PyTree) -> dict[str, float] | None:
+            """Evaluates and logs; None where a stop is asked for in the middle."""
+            assert evaluation is not None
+            alone = jax.process_count() == 1  # several processes leave together, at a step
+            batches = itertools.takewhile(lambda _: not (alone and stop_requested()), evaluation())
+            scores = _evaluate(fns, placement, evaluate, state, batches)
+            if alone and stop_requested():
+                return None
+            log.evaluation(step, scores)
+            return scores
+
         batches = iter(train.batches(start)) if start < run.steps else iter(())
         placed = placement.put_batch(next(batches)) if start < run.steps else None
         stopped = False
@@ -213,26 +225,25 @@ def fit(
                 # time spent while the device still computes is not a wait
                 idle = all(x.is_ready() for x in jax.tree.leaves(metrics))
                 wait = time.perf_counter() - began if idle else 0.0
-            if jax.process_count() > 1:
+            last = step + 1 == run.steps
+            if evaluation is not None and run.evaluate_every and (step + 1) % run.evaluate_every == 0 and not last:
+                settle()
+                evaluate_now(step + 1, state)
+            if jax.process_count() > 1:  # jax.distributed tells every process of a notice to one
                 stopped = multihost_utils.reached_preemption_sync_point(step)
             else:
                 stopped = stop_requested()
-            last = step + 1 == run.steps
             if last or stopped or (step + 1) % run.checkpoint_every == 0:
                 settle()  # a checkpoint is of finite steps only
                 checkpoint.save(manager, step + 1, state, config)
                 saved = step + 1
             if stopped:
                 break
-            if evaluation is not None and run.evaluate_every and (step + 1) % run.evaluate_every == 0 and not last:
-                settle()
-                log.evaluation(step + 1, _evaluate(fns, placement, evaluate, state, evaluation()))
         manager.wait_until_finished()
-        if stopped and saved < run.steps:
+        scores = None
+        if evaluation is not None and not stopped:
+            scores = evaluate_now(run.steps, state)
+            stopped = scores is None
+        if stopped:
             log.say(f"stopped after step {saved} of {run.steps}, saved; the same command goes on from there")
-            return FitResult(saved, state, {}, True)
-        scores = {}
-        if evaluation is not None:
-            scores = _evaluate(fns, placement, evaluate, state, evaluation())
-            log.evaluation(run.steps, scores)
-        return FitResult(run.steps, state, scores, False)
+        return FitResult(saved, state, scores or {}, stopped)
