@@ -89,7 +89,7 @@ def over_mesh(mesh: Mesh) -> Placement:
 
     def compile_update(update: Callable) -> Callable:
         def step_update(
-            state: PyTree, batch: PyTree, key: jax.Array, step: np.int32
+            state: PyTree, batch: PyTree, key: jax.Array, step: Any
         ) -> tuple[PyTree, PyTree]:
             state, metrics = update(state, batch, jax.random.fold_in(key, step))
             # an output left to XLA may come back in another layout, and the second call would recompile
@@ -131,7 +131,7 @@ def over_pmap(devices: Sequence[Any] | None = None) -> Placement:
 
     def compile_update(update: Callable) -> Callable:
         def step_update(
-            state: PyTree, batch: PyTree, key: jax.Array, step: np.int32
+            state: PyTree, batch: PyTree, key: jax.Array, step: Any
         ) -> tuple[PyTree, PyTree]:
             return update(state, batch, jax.random.fold_in(key, step))
 

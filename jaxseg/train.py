@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jaxseg.data.augment import normalize
 from jaxseg.metrics.confusion import confusion_matrix, mean_iou, segmentation_scores
@@ -30,7 +30,7 @@ class TrainFns(NamedTuple):
 class TrainState:
     """One network in training. The field names are those of a checkpoint."""
 
-    step: Int[Array, ""]
+    step: Any  # int32 []
     params: PyTree
     model_state: PyTree  # every collection that is not params
     opt_state: PyTree
@@ -139,8 +139,8 @@ def supervised(
 
     def update(state: TrainState, batch: PyTree, key: jax.Array) -> tuple[TrainState, PyTree]:
         augment_key, dropout_key = jax.random.split(key)
-        example = {k: batch[k] for k in ("label", "weight") if k in batch}
-        example["image"] = batch["image"].astype(jnp.float32) / 255
+        example = {k: jnp.asarray(batch[k]) for k in ("label", "weight") if k in batch}
+        example["image"] = jnp.asarray(batch["image"], jnp.float32) / 255
         example = _augmented(augment, augment_key, example)
         images, labels = normalize(example["image"]), example["label"]
 
@@ -169,9 +169,9 @@ def supervised(
 
     def evaluate(state: TrainState, batch: PyTree) -> PyTree:
         params = state.params if state.ema_params is None else state.ema_params
-        images = normalize(batch["image"].astype(jnp.float32) / 255)
+        images = normalize(jnp.asarray(batch["image"], jnp.float32) / 255)
         logits = model.apply({"params": params, **state.model_state}, images, train=False).logits
-        labels = batch["label"]
+        labels = jnp.asarray(batch["label"])
         if logits.shape[1:3] != images.shape[1:3]:
             labels = _crop_like(labels, logits.shape[1:3])
         elif logits.shape[1:3] != labels.shape[1:3]:  # labels kept at their own resolution

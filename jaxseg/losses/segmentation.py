@@ -16,10 +16,9 @@ IGNORE = 255
 
 Logits = Float[Array, "n h w k"]
 Labels = Int[Array, "n h w"]
-Scalar = Float[Array, ""]
 
 
-def _weighted_mean(values: Float[Array, "n h w"], weights: Float[Array, "n h w"]) -> Scalar:
+def _weighted_mean(values: Float[Array, "n h w"], weights: Float[Array, "n h w"]) -> Float[Array, ""]:
     total, weight = batch_sum((jnp.sum(values * weights), jnp.sum(weights)))
     return total / jnp.where(weight > 0, weight, 1)
 
@@ -39,7 +38,7 @@ def cross_entropy(
     class_weights: Float[Array, "k"] | None = None,
     pixel_weights: Float[Array, "n h w"] | None = None,
     label_smoothing: float = 0.0,
-) -> Scalar:
+) -> Float[Array, ""]:
     """Softmax cross-entropy, a weighted mean over valid pixels as PyTorch's `CrossEntropyLoss`.
 
     `class_weights` count in the denominator, as in PyTorch; `pixel_weights` (the border weights of U-Net,
@@ -60,7 +59,7 @@ def cross_entropy(
     return total / jnp.where(weight > 0, weight, 1)
 
 
-def dice_loss(logits: Logits, labels: Labels, *, smooth: float = 1.0) -> Scalar:
+def dice_loss(logits: Logits, labels: Labels, *, smooth: float = 1.0) -> Float[Array, ""]:
     """Soft Dice: 1 - mean over present classes of (2 sum pg + s) / (sum p + sum g + s) (Milletari et al. 2016).
 
     The sums run over the valid pixels of the global batch; a class without a labelled pixel has no part.
@@ -77,7 +76,7 @@ def dice_loss(logits: Logits, labels: Labels, *, smooth: float = 1.0) -> Scalar:
 
 def focal_loss(
     logits: Logits, labels: Labels, *, gamma: float = 2.0, class_weights: Float[Array, "k"] | None = None
-) -> Scalar:
+) -> Float[Array, ""]:
     """Focal loss -alpha (1 - p)^gamma log p over softmax classes (Lin et al. 2017, eq. 5).
 
     `class_weights` is the paper's alpha: it scales the loss and, as there, has no part in the denominator.

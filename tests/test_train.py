@@ -1,0 +1,136 @@
+"""One update on one device, eight, FSDP and pmap: the same numbers; and what an update is made of."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxseg import parallel
+from jaxseg.losses import cross_entropy, dice_loss
+from jaxseg.models import create_model
+from jaxseg.train import adamw_cosine, sgd_poly, supervised
+
+
+def batch_of(step, n=8, size=16, k=3):
+    rng = np.random.default_rng(step)
+    label = rng.integers(0, k, (n, size, size)).astype(np.int32)
+    label[: n // 2, : size // 2] = 255  # the first shards hold fewer valid pixels
+    image = rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+    return {"image": image, "label": label, "index": np.arange(n, dtype=np.int32)}
+
+
+def brightness(key, example):
+    """An augmentation that depends on the key of its example only."""
+    return example | {"image": example["image"] * jax.random.uniform(key, minval=0.5, maxval=1.5)}
+
+
+@functools.cache
+def losses_over(placement_name, steps=5, **options):
+    devices = jax.devices()
+    placement = {
+        "one": lambda: parallel.over_mesh(parallel.make_mesh(devices=devices[:1])),
+        "data": lambda: parallel.over_mesh(parallel.make_mesh(data=8)),
+        "fsdp": lambda: parallel.over_mesh(parallel.make_mesh(data=2, fsdp=4)),
+        "spatial": lambda: parallel.over_mesh(parallel.make_mesh(data=4, spatial=2)),
+        "pmap": lambda: parallel.over_pmap(),
+        "pmap one": lambda: parallel.over_pmap(devices[:1]),
+    }[placement_name]()
+    model = create_model("unet", 3, features=(4, 8, 512), dropout=0.5)
+    fns = supervised(
+        model,
+        loss=options.get("loss", cross_entropy),
+        optimizer=sgd_poly(0.1, 10),
+        augment=(brightness,),
+        ema_decay=0.9,
+        accumulate=options.get("accumulate", 1),
+    )
+    key = jax.random.key(0)
+    state = placement.put_state(fns.init(key, batch_of(0)))
+    traces = []
+    update = placement.compile_update(lambda *args: (traces.append(1), fns.update(*args))[1])
+    history = []
+    for step in range(steps):
+        state, metrics = update(state, placement.put_batch(batch_of(step)), key, np.int32(step))
+        history.append([float(metrics[k]) for k in ("loss", "grad_norm", "miou")])
+    assert len(traces) == 1, "the step was compiled more than once"
+    sums = placement.compile_evaluate(fns.evaluate)(state, placement.put_batch(batch_of(99)))
+    return np.array(history), jax.device_get(state), jax.device_get(sums)
+
+
+@pytest.mark.parametrize("placement", ["data", "fsdp", "spatial", "pmap", "pmap one"])
+@pytest.mark.parametrize("loss", [cross_entropy, dice_loss])
+def test_every_placement_gives_the_losses_of_one_device(placement, loss):
+    if loss is dice_loss and placement not in ("data", "pmap"):
+        pytest.skip("one loss that is a ratio of sums is enough for the two ways to reduce")
+    want, want_state, want_sums = losses_over("one", loss=loss)
+    got, state, sums = losses_over(placement, loss=loss)
+    np.testing.assert_allclose(got[:, 0], want[:, 0], atol=1e-5)
+    np.testing.assert_allclose(got[:, 1], want[:, 1], rtol=1e-3)
+    assert want[0, 0] != want[-1, 0]
+    for path, x in jax.tree_util.tree_leaves_with_path(want_state.model_state):
+        y = functools.reduce(lambda tree, p: tree[p.key], path, state.model_state)
+        np.testing.assert_allclose(y, x, atol=1e-4, err_msg=str(path))
+    assert sums["confusion"].sum() == want_sums["confusion"].sum()
+    np.testing.assert_allclose(sums["loss"], want_sums["loss"], rtol=1e-3)
+
+
+def test_fsdp_shards_parameters_and_optimizer_state():
+    placement = parallel.over_mesh(parallel.make_mesh(data=2, fsdp=4))
+    state = placement.put_state({"kernel": np.zeros((3, 3, 64, 128), np.float32), "bias": np.zeros(8, np.float32)})
+    assert state["kernel"].addressable_shards[0].data.shape == (3, 3, 64, 32)
+    assert state["bias"].addressable_shards[0].data.shape == (8,)
+
+
+class Linear(nn.Module):
+    """A pixel-wise linear classifier: no norm, so accumulation must not change a bit of the mathematics."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        from jaxseg.models import SegmentationOutput
+
+        return SegmentationOutput(nn.Conv(3, (3, 3))(images), None)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, dice_loss])
+def test_accumulation_is_the_whole_batch(loss):
+    results = []
+    for accumulate in (1, 4):
+        fns = supervised(Linear(), loss=loss, optimizer=optax.sgd(0.1), accumulate=accumulate)
+        state = fns.init(jax.random.key(0), batch_of(0))
+        state, metrics = jax.jit(fns.update)(state, batch_of(0), jax.random.key(1))
+        results.append((state.params, metrics))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), *results)
+
+
+def test_accumulation_that_does_not_divide_is_refused():
+    fns = supervised(Linear(), loss=cross_entropy, optimizer=optax.sgd(0.1), accumulate=3)
+    state = fns.init(jax.random.key(0), batch_of(0))
+    with pytest.raises(ValueError, match="accumulate=3"):
+        fns.update(state, batch_of(0), jax.random.key(1))
+
+
+def test_evaluation_at_the_labels_own_resolution():
+    fns = supervised(Linear(), loss=cross_entropy, optimizer=optax.sgd(0.1))
+    state = fns.init(jax.random.key(0), batch_of(0))
+    fine = batch_of(0) | {"label": np.ones((8, 32, 32), np.int32)}
+    assert fns.evaluate(state, fine)["confusion"].sum() == 8 * 32 * 32
+
+
+def test_weight_decay_spares_biases_and_norms():
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    for optimizer in (sgd_poly(0.1, 10, weight_decay=0.1), adamw_cosine(0.1, 10, warmup=0, weight_decay=0.1)):
+        updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+        assert np.all(updates["kernel"] < 0)
+        assert not np.any(updates["bias"])
+
+
+def test_batch_weights_reach_the_loss():
+    fns = supervised(Linear(), loss=cross_entropy, optimizer=optax.sgd(0.1))
+    state = fns.init(jax.random.key(0), batch_of(0))
+    plain = fns.update(state, batch_of(0), jax.random.key(1))[1]["loss"]
+    doubled = batch_of(0) | {"weight": np.full((8, 16, 16), 2, np.float32)}
+    np.testing.assert_allclose(fns.update(state, doubled, jax.random.key(1))[1]["loss"], 2 * plain, rtol=1e-6)
