@@ -112,7 +112,7 @@ def folder(
             )
     if not pairs and not problems:
         raise DataError(f"{image_dir}: empty folder; looked for {' '.join(sorted(_IMAGE_SUFFIXES))}")
-    if problems and strict:
+    if problems and (strict or not pairs):
         raise DataError(*problems, heading=f"{root} ({split}): {len(problems)} problem(s)")
 
     listed_names, listed_palette = _read_classes(root / "classes.txt")

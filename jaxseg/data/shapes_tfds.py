@@ -1,0 +1,179 @@
+"""The shapes world as a TFDS data set, prepared once per user without TensorFlow, and as a source."""
+
+import dataclasses
+import functools
+import io
+import os
+import pathlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from jaxseg.data.shapes import CLASS_NAMES, PALETTE, draw
+from jaxseg.data.source import DataError, Example
+
+__all__ = ["Shapes", "ShapesSource", "default_data_dir", "prepare_shapes", "shapes"]
+
+_SIZE = (128, 128)
+_SPLITS = {"train": (0, 1000), "validation": (1, 200)}  # seed of the world, number of pictures
+_STALE_SECONDS = 3600  # a preparation takes seconds: what is older was killed
+
+
+class Shapes(tfds.core.GeneratorBasedBuilder):
+    """TFDS builder "shapes": image, label, instances (PNG), class_vector; 1,000 train and 200 validation."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "128x128, six shapes."}  # noqa: RUF012 (TFDS declares it so)
+    progress: Callable[[int, int], None] | None = None
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            description="Textured shapes on textured backgrounds, with occlusion; generated, no download.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(*_SIZE, 3), encoding_format="png"),
+                    "label": tfds.features.Image(shape=(*_SIZE, 1), encoding_format="png"),
+                    "instances": tfds.features.Image(shape=(*_SIZE, 1), encoding_format="png"),
+                    "class_vector": tfds.features.Tensor(shape=(len(CLASS_NAMES),), dtype=np.float32),
+                }
+            ),
+            disable_shuffling=True,  # example i of a split is draw(seed, i)
+        )
+
+    def _log_download_bytes(self) -> None:
+        """Silence: TFDS would announce a download of unknown size."""
+
+    def _log_download_done(self) -> None:
+        """Silence."""
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        return {split: self._generate_examples(split) for split in _SPLITS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        seed, count = _SPLITS[split]
+        done = sum(n for s, n in _SPLITS.values() if s < seed)
+        total = sum(n for _, n in _SPLITS.values())
+        for index in range(count):
+            scene = draw(seed, index, _SIZE)
+            yield (
+                index,
+                {
+                    "image": _png(scene.image),
+                    "label": _png(scene.label.astype(np.uint8)),
+                    "instances": _png(scene.instances.astype(np.uint8)),
+                    "class_vector": scene.class_vector,
+                },
+            )
+            if self.progress is not None:
+                self.progress(done + index + 1, total)
+
+
+def _png(pixels: np.ndarray) -> io.BytesIO:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
+    stream.seek(0)
+    return stream
+
+
+def _pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def default_data_dir() -> pathlib.Path:
+    """$JAXSEG_DATA_DIR, or jaxseg in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache)."""
+    if chosen := os.environ.get("JAXSEG_DATA_DIR"):
+        return pathlib.Path(chosen)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (pathlib.Path(cache) if cache else pathlib.Path.home() / ".cache") / "jaxseg"
+
+
+def prepare_shapes(
+    data_dir: str | os.PathLike | None = None, progress: Callable[[int, int], None] | None = None
+) -> pathlib.Path:
+    """Generates the data set under `data_dir` (default: `default_data_dir()`) unless it is there already.
+
+    It is built in a folder of its own and renamed into place: a killed preparation leaves nothing that could
+    be taken for the data set, and of two at once the first wins. Calls `progress(done, total)` by picture.
+    """
+    data_dir = default_data_dir() if data_dir is None else pathlib.Path(data_dir)
+    home = data_dir / "shapes" / str(Shapes.VERSION)
+    if home.is_dir():
+        return home
+    data_dir.mkdir(parents=True, exist_ok=True)
+    for old in data_dir.glob(".preparing-*"):
+        if time.time() - old.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(old, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".preparing-", dir=data_dir) as scratch:
+        builder = Shapes(data_dir=scratch, file_format="array_record")
+        builder.progress = progress
+        tfds.disable_progress_bar()
+        builder.download_and_prepare()
+        home.parent.mkdir(exist_ok=True)
+        try:
+            os.rename(builder.data_dir, home)
+        except OSError:  # the other one was first, and its pictures are ours
+            if not home.is_dir():
+                raise
+    return home
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapesSource:
+    """A split of the prepared data set; see `jaxseg.data.Source`.
+
+    Examples hold also "instances" int32 `[H, W]` (0 = background) and "class_vector" float32 `[K]`.
+    """
+
+    home: pathlib.Path
+    split: str
+
+    class_names = CLASS_NAMES
+    palette = PALETTE
+    num_classes = len(CLASS_NAMES)
+
+    @functools.cached_property
+    def _records(self) -> Any:
+        builder = tfds.builder_from_directory(os.fspath(self.home))
+        # TFDS's own decoder warns where OpenCV is missing
+        undecoded = {key: tfds.decode.SkipDecoding() for key in ("image", "label", "instances")}
+        return builder.as_data_source(split=self.split, decoders=undecoded)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"home": self.home, "split": self.split}  # a copy opens the files anew
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        record = self._records[index]
+        return {
+            "image": _pixels(record["image"]),
+            "label": _pixels(record["label"]).astype(np.int32),
+            "instances": _pixels(record["instances"]).astype(np.int32),
+            "class_vector": record["class_vector"],
+        }
+
+    def name(self, index: int) -> str:
+        return f"shapes/{self.split}/{index}"
+
+
+def shapes(
+    split: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ShapesSource:
+    """The embedded data set: "train" or "validation" (also "val"), 128x128; prepared on the first call.
+
+    Raises DataError for another split. See `prepare_shapes` for `data_dir` and `progress`.
+    """
+    name = "validation" if split == "val" else split
+    if name not in _SPLITS:
+        raise DataError(f"shapes: no split '{split}'; there is {', '.join(_SPLITS)}")
+    return ShapesSource(prepare_shapes(data_dir, progress), name)
