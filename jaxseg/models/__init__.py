@@ -8,12 +8,21 @@ from typing import Any
 
 import flax.linen as nn
 
+from jaxseg.models.fcn import FCN1x1, fcn8s_vgg16, fcn8s_vgg16_at_once, fcn16s_vgg16, fcn32s_vgg16
 from jaxseg.models.output import SegmentationOutput
+from jaxseg.models.segnet import SegNet, SegNetBasic
 from jaxseg.models.unet import UNet, UNetValid, unet_small
 
 __all__ = ["MODELS", "SegmentationOutput", "create_model", "model_source"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "fcn32s_vgg16": fcn32s_vgg16,
+    "fcn16s_vgg16": fcn16s_vgg16,
+    "fcn8s_vgg16": fcn8s_vgg16,
+    "fcn8s_vgg16_at_once": fcn8s_vgg16_at_once,
+    "fcn_vgg16_1x1": FCN1x1,
+    "segnet_vgg16_bn": SegNet,
+    "segnet_basic": SegNetBasic,
     "unet": UNet,
     "unet_small": unet_small,
     "unet_valid": UNetValid,

@@ -6,6 +6,7 @@ wins, and takes the whole gradient; a NaN wins over any number. Both are PyTorch
 """
 
 import functools
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -26,46 +27,45 @@ def pooled_size(size: int, window: int, stride: int, padding: int = 0, *, ceil_m
     return n
 
 
-def _fill_windows(x: Array, axis: int, window: int, stride: int, padding: int, ceil_mode: bool) -> Array:
-    """Pads `axis` with -inf, or drops its end, until windows fill it exactly."""
-    n = pooled_size(x.shape[axis], window, stride, padding, ceil_mode=ceil_mode)
-    length = (n - 1) * stride + max(window, stride)  # whole strides, so that steps divide it
-    low = jnp.array(-jnp.inf, x.dtype)
+def _fill_windows(x: Array, window: int, stride: int, padding: int, ceil_mode: bool) -> Array:
+    """Pads height and width with -inf, or drops their end, until windows fill them exactly."""
     pad = [(0, 0, 0)] * x.ndim
-    pad[axis] = (padding, length - x.shape[axis] - padding, 0)
-    return jax.lax.pad(x, low, pad) if pad[axis] != (0, 0, 0) else x
-
-
-def _taps(x: Array, axis: int, window: int, stride: int, padding: int, ceil_mode: bool) -> list[Array]:
-    """The `window` shifted and strided views of `x` whose maximum is the pooled axis."""
-    x = _fill_windows(x, axis, window, stride, padding, ceil_mode)
-    if window <= stride:  # windows do not overlap: an axis of its own for the place within a window
-        shape = (*x.shape[:axis], x.shape[axis] // stride, stride, *x.shape[axis + 1 :])
-        x = x.reshape(shape)
-        return [jax.lax.index_in_dim(x, k, axis + 1, keepdims=False) for k in range(window)]
-    n = (x.shape[axis] - window) // stride + 1
-    return [
-        jax.lax.slice_in_dim(x, k, k + (n - 1) * stride + 1, stride=stride, axis=axis) for k in range(window)
-    ]
+    for axis in (1, 2):
+        n = pooled_size(x.shape[axis], window, stride, padding, ceil_mode=ceil_mode)
+        pad[axis] = (padding, (n - 1) * stride + window - x.shape[axis] - padding, 0)
+    return jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), pad) if any(map(any, pad)) else x
 
 
 def _beats(challenger: Array, holder: Array) -> Array:
     return (challenger > holder) | (challenger != challenger)
 
 
-def _shifted_max(x: Array, window: int, stride: int, padding: int, ceil_mode: bool) -> Array:
-    # Columns before rows: the first of equal values in row-major order then wins.
-    for axis in (2, 1):
-        best, *others = _taps(x, axis, window, stride, padding, ceil_mode)
-        for tap in others:
-            best = jnp.where(_beats(tap, best), tap, best)  # a select: its gradient is not shared by ties
-        x = best
+def _best(views: Iterable[Array]) -> Array:
+    # A select and not jnp.maximum, whose gradient ties would share.
+    return functools.reduce(lambda best, view: jnp.where(_beats(view, best), view, best), views)
+
+
+def _tiles(x: Array, window: int, ceil_mode: bool) -> list[Array]:
+    """The `window ** 2` views of `x`, one for each place in a tile, row by row."""
+    x = _fill_windows(x, window, window, 0, ceil_mode)
+    n, h, w, c = x.shape
+    x = x.reshape(n, h // window, window, w // window, window, c)
+    return [x[:, :, i, :, j] for i in range(window) for j in range(window)]
+
+
+def _max_of_views(x: Array, window: int, stride: int, padding: int, ceil_mode: bool) -> Array:
+    if window == stride and padding == 0:
+        return _best(_tiles(x, window, ceil_mode))
+    x = _fill_windows(x, window, stride, padding, ceil_mode)
+    for axis in (2, 1):  # columns before rows: the first of equal values in row-major order then wins
+        n = (x.shape[axis] - window) // stride + 1
+        stops = [(k, k + (n - 1) * stride + 1) for k in range(window)]
+        x = _best(jax.lax.slice_in_dim(x, start, stop, stride, axis) for start, stop in stops)
     return x
 
 
 def _reduce_window_max(x: Array, window: int, stride: int, padding: int, ceil_mode: bool) -> Array:
-    for axis in (1, 2):
-        x = _fill_windows(x, axis, window, stride, padding, ceil_mode)
+    x = _fill_windows(x, window, stride, padding, ceil_mode)
     return nn.max_pool(x, (window, window), (stride, stride), "VALID")
 
 
@@ -78,7 +78,7 @@ def max_pool(
     """
     spec = {"window": window, "stride": stride, "padding": padding, "ceil_mode": ceil_mode}
     return jax.lax.platform_dependent(
-        x, cpu=functools.partial(_shifted_max, **spec), default=functools.partial(_reduce_window_max, **spec)
+        x, cpu=functools.partial(_max_of_views, **spec), default=functools.partial(_reduce_window_max, **spec)
     )
 
 
@@ -91,16 +91,11 @@ def max_pool_with_indices(
     """
     if window > 16:
         raise ValueError(f"max_pool_with_indices counts places in 8 bits: window at most 16, got {window}")
-    for axis in (1, 2):
-        x = _fill_windows(x, axis, window, window, 0, ceil_mode)
-    n, h, w, c = x.shape
-    tiles = x.reshape(n, h // window, window, w // window, window, c)
-    best = tiles[:, :, 0, :, 0]
+    best, *others = _tiles(x, window, ceil_mode)
     place = jnp.zeros(best.shape, jnp.uint8)
-    for k in range(1, window * window):
-        tap = tiles[:, :, k // window, :, k % window]
-        wins = _beats(tap, best)
-        best, place = jnp.where(wins, tap, best), jnp.where(wins, jnp.uint8(k), place)
+    for k, view in enumerate(others, 1):
+        wins = _beats(view, best)
+        best, place = jnp.where(wins, view, best), jnp.where(wins, jnp.uint8(k), place)
     return best, place
 
 

@@ -1,0 +1,1 @@
+"""Backbones: images to a dict of features, by name and by stride."""

@@ -1,0 +1,134 @@
+"""VGG-11, 13, 16 and 19, with and without batch norm."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxseg.layers import BatchNorm, Dropout
+from jaxseg.ops.pooling import max_pool, max_pool_with_indices
+
+__all__ = [
+    "VGG",
+    "VGGClassifier",
+    "vgg11",
+    "vgg11_bn",
+    "vgg13",
+    "vgg13_bn",
+    "vgg16",
+    "vgg16_bn",
+    "vgg19",
+    "vgg19_bn",
+]
+
+he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's kaiming_normal_
+
+
+class VGG(nn.Module):
+    """VGG's convolutions (Simonyan and Zisserman 2015, Table 1), torchvision's in every number.
+
+    Returns features by the paper's names, `relu1_1` ... `relu5_3` and `pool1` ... `pool5`, and the deepest at
+    each stride: `stride1` is relu1_2, before the pooling, ..., `stride16` is relu5_3, and `stride32` is pool5
+    (the last convolutions' names go by `depths`, how many each of the five stages has). With `with_indices`,
+    also `indices1` ... `indices5`, the places of the poolings' maxima.
+
+    `ceil_mode` pools odd sizes as Caffe. `first_padding` is conv1_1's, 100 in the released FCN. `norm`, if any,
+    stands between a convolution and its ReLU. Any height and width that leaves every pooling a row will do.
+    """
+
+    depths: tuple[int, ...]
+    features: tuple[int, ...] = (64, 128, 256, 512, 512)
+    norm: Callable[..., nn.Module] | None = None
+    ceil_mode: bool = False
+    first_padding: int = 1
+    with_indices: bool = False
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> dict[str, Array]:
+        x = images.astype(self.dtype)
+        out: dict[str, Array] = {}
+        for stage in range(1, len(self.depths) + 1):
+            run = functools.partial(_stage, stage=stage, train=train)
+            relus = (nn.remat(run) if self.remat else run)(self, x)
+            out |= {f"relu{stage}_{i}": relu for i, relu in enumerate(relus, 1)}
+            out[f"stride{2 ** (stage - 1)}"] = relus[-1]
+            if self.with_indices:
+                x, out[f"indices{stage}"] = max_pool_with_indices(relus[-1], ceil_mode=self.ceil_mode)
+            else:
+                x = max_pool(relus[-1], ceil_mode=self.ceil_mode)
+            out[f"pool{stage}"] = x
+        out[f"stride{2 ** len(self.depths)}"] = x
+        return out
+
+
+def _stage(vgg: VGG, x: Array, *, stage: int, train: bool) -> list[Array]:
+    """The rectified outputs of one stage's convolutions."""
+    relus = []
+    for i in range(1, vgg.depths[stage - 1] + 1):
+        pad = vgg.first_padding if (stage, i) == (1, 1) else 1
+        x = nn.Conv(
+            vgg.features[stage - 1],
+            (3, 3),
+            padding=[(pad, pad)] * 2,
+            kernel_init=he_init,
+            dtype=vgg.dtype,
+            name=f"conv{stage}_{i}",
+            parent=vgg,
+        )(x)
+        if vgg.norm is not None:
+            x = vgg.norm(dtype=vgg.dtype, name=f"bn{stage}_{i}", parent=vgg)(x, train=train)
+        x = nn.relu(x)
+        relus.append(x)
+    return relus
+
+
+vgg11 = functools.partial(VGG, depths=(1, 1, 2, 2, 2))
+vgg13 = functools.partial(VGG, depths=(2, 2, 2, 2, 2))
+vgg16 = functools.partial(VGG, depths=(2, 2, 3, 3, 3))
+vgg19 = functools.partial(VGG, depths=(2, 2, 4, 4, 4))
+vgg11_bn = functools.partial(vgg11, norm=BatchNorm)
+vgg13_bn = functools.partial(vgg13, norm=BatchNorm)
+vgg16_bn = functools.partial(vgg16, norm=BatchNorm)
+vgg19_bn = functools.partial(vgg19, norm=BatchNorm)
+
+
+def _adaptive_average(x: Array, n_out: int) -> Array:
+    """Means over `n_out` x `n_out` windows that cover `x`, as PyTorch's AdaptiveAvgPool2d."""
+    for axis in (1, 2):
+        n_in = x.shape[axis]
+        start = np.arange(n_out) * n_in // n_out
+        stop = -(-np.arange(1, n_out + 1) * n_in // n_out)
+        inside = (np.arange(n_in) >= start[:, None]) & (np.arange(n_in) < stop[:, None])
+        weights = jnp.asarray(inside / inside.sum(1, keepdims=True), x.dtype)
+        x = jnp.moveaxis(jnp.tensordot(weights, x, (1, axis), precision=jax.lax.Precision.HIGHEST), 0, axis)
+    return x
+
+
+class VGGClassifier(nn.Module):
+    """VGG for image classification (Simonyan and Zisserman 2015), as torchvision has it.
+
+    `encoder` makes the convolutions. Returns float32 logits `[n, num_classes]`.
+    """
+
+    num_classes: int = 1000
+    encoder: Callable[..., VGG] = vgg16
+    fc_features: int = 4096
+    dropout: float = 0.5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n k"]:
+        x = self.encoder(dtype=self.dtype, name="encoder")(images, train=train)["stride32"]
+        x = _adaptive_average(x, 7)
+        x = x.reshape(x.shape[0], -1)
+        for name in ("fc6", "fc7"):
+            x = nn.Dense(self.fc_features, dtype=self.dtype, name=name)(x)
+            x = Dropout(self.dropout)(nn.relu(x), train=train)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc8")(x).astype(jnp.float32)
