@@ -71,9 +71,7 @@ def checksums(tree: PyTree) -> dict[str, int]:
 def open_checkpoints(directory: pathlib.Path, *, keep: int = 3) -> ocp.CheckpointManager:
     """A manager of `directory` that keeps the `keep` newest steps and clears what a killed save left behind."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
-    return ocp.CheckpointManager(
-        pathlib.Path(directory).absolute(), options=options, item_names=("state", "meta")
-    )
+    return ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options, item_names=("state", "meta"))
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: PyTree, config: Mapping[str, Any]) -> None:
@@ -81,9 +79,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: PyTree, config: Mappi
     # the data order is a pure function of (seed, step): the step is the data's position
     meta = {"step": step, "data_position": step, "config": dict(config)}
     meta["checksums"] = checksums(state)
-    manager.save(
-        step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-    )
+    manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
@@ -137,9 +133,7 @@ def restore(manager: ocp.CheckpointManager, like: PyTree, config: Mapping[str, A
                 + "\nuse the same values to resume, or another output folder to start anew"
             )
         try:
-            state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))[
-                "state"
-            ]
+            state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
             _verify(state, sums)
         except Exception as error:  # tensorstore and Orbax raise many kinds for damaged files
             skipped.append(_set_aside(manager, step, error))
@@ -180,9 +174,7 @@ def restore_params(directory: pathlib.Path) -> tuple[dict[str, Any], dict[str, A
             try:
                 meta = read_meta(directory, step)
                 saved = checkpointer.metadata(path).item_metadata.tree
-                wanted = {
-                    k: saved[k] for k in ("params", "model_state", "ema_params") if saved.get(k) is not None
-                }
+                wanted = {k: saved[k] for k in ("params", "model_state", "ema_params") if saved.get(k) is not None}
                 as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
                 request = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
                 state = checkpointer.restore(path, args=request)

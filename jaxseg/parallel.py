@@ -23,12 +23,8 @@ class Placement(NamedTuple):
 
     name: str  # for the log: "jit data=4 fsdp=2"
     batch_devices: int  # the global batch divides by this
-    put_batch: Callable[
-        [Mapping[str, np.ndarray]], PyTree
-    ]  # this process's slice of the batch -> device arrays
-    put_state: Callable[
-        [PyTree], PyTree
-    ]  # a state on the host or one device -> placed; never aliases its input
+    put_batch: Callable[[Mapping[str, np.ndarray]], PyTree]  # this process's slice of the batch -> device arrays
+    put_state: Callable[[PyTree], PyTree]  # a state on the host or one device -> placed; never aliases its input
     shape_state: Callable[[PyTree], PyTree]  # shapes -> shapes with shardings, the template of a restore
     compile_update: Callable[[Callable], Callable]  # update -> (state, batch, key, step) -> (state, metrics)
     compile_evaluate: Callable[[Callable], Callable]  # evaluate -> (state, batch) -> sums
@@ -80,17 +76,13 @@ def over_mesh(mesh: Mesh) -> Placement:
         spatial = "spatial" if sizes["spatial"] > 1 else None
 
         def put(x: np.ndarray) -> jax.Array:
-            spec = (
-                PartitionSpec(("data", "fsdp"), spatial) if x.ndim >= 3 else PartitionSpec(("data", "fsdp"))
-            )
+            spec = PartitionSpec(("data", "fsdp"), spatial) if x.ndim >= 3 else PartitionSpec(("data", "fsdp"))
             return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), x)
 
         return jax.tree.map(put, dict(batch))
 
     def compile_update(update: Callable) -> Callable:
-        def step_update(
-            state: PyTree, batch: PyTree, key: jax.Array, step: Any
-        ) -> tuple[PyTree, PyTree]:
+        def step_update(state: PyTree, batch: PyTree, key: jax.Array, step: Any) -> tuple[PyTree, PyTree]:
             state, metrics = update(state, batch, jax.random.fold_in(key, step))
             # an output left to XLA may come back in another layout, and the second call would recompile
             placed = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, state_sharding(x)), state)
@@ -117,10 +109,11 @@ def over_mesh(mesh: Mesh) -> Placement:
 
 def over_pmap(devices: Sequence[Any] | None = None) -> Placement:
     """Data parallelism by `jax.pmap`: each device updates a whole copy of the state with its slice of the batch."""
-    local = [
-        d for d in (jax.devices() if devices is None else devices) if d.process_index == jax.process_index()
-    ]
+    local = [d for d in (jax.devices() if devices is None else devices) if d.process_index == jax.process_index()]
     count = len(jax.devices() if devices is None else devices)
+
+    # what pmap itself returns for out_axes=None; a state placed otherwise would compile the step twice
+    whole = NamedSharding(Mesh(np.array(local), (BATCH_AXIS,)), PartitionSpec())
 
     def put_batch(batch: Mapping[str, np.ndarray]) -> PyTree:
         return jax.tree.map(lambda x: x.reshape(len(local), -1, *x.shape[1:]), dict(batch))
@@ -130,9 +123,7 @@ def over_pmap(devices: Sequence[Any] | None = None) -> Placement:
         return jax.pmap(f, axis_name=BATCH_AXIS, in_axes=in_axes, out_axes=out_axes, devices=every, **options)
 
     def compile_update(update: Callable) -> Callable:
-        def step_update(
-            state: PyTree, batch: PyTree, key: jax.Array, step: Any
-        ) -> tuple[PyTree, PyTree]:
+        def step_update(state: PyTree, batch: PyTree, key: jax.Array, step: Any) -> tuple[PyTree, PyTree]:
             return update(state, batch, jax.random.fold_in(key, step))
 
         return mapped(step_update, (None, 0, None, None), None, donate_argnums=0)
@@ -141,12 +132,9 @@ def over_pmap(devices: Sequence[Any] | None = None) -> Placement:
         name=f"pmap over {count} device{'s' * (count > 1)}",
         batch_devices=count,
         put_batch=put_batch,
-        put_state=lambda state: jax.tree.map(lambda x: jax.numpy.array(np.array(x)), state),
+        put_state=lambda state: jax.tree.map(lambda x: jax.device_put(np.array(x), whole, may_alias=False), state),
         shape_state=lambda shapes: jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(local[0])
-            ),
-            shapes,
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes
         ),
         compile_update=compile_update,
         compile_evaluate=lambda evaluate: mapped(evaluate, (None, 0), None),

@@ -111,9 +111,7 @@ def supervised(
             mutable=list(model_state) or ["batch_stats"],
         )
 
-    def apply_in_microbatches(
-        params: PyTree, model_state: PyTree, images: Array, key: jax.Array
-    ) -> tuple[Any, PyTree]:
+    def apply_in_microbatches(params: PyTree, model_state: PyTree, images: Array, key: jax.Array) -> tuple[Any, PyTree]:
         n = images.shape[0]
         if n % accumulate:
             raise ValueError(f"a batch of {n} a device does not split into accumulate={accumulate} microbatches")

@@ -61,9 +61,7 @@ def check_data(
         # the source answers for the range; what is outside all the same must not grow the histogram
         outside = (label != IGNORE) & ((label < 0) | (label >= k))
         if outside.any():
-            return DataError(
-                f"{source.name(index)}: labels outside 0..{k - 1} and {IGNORE}; map or ignore them"
-            )
+            return DataError(f"{source.name(index)}: labels outside 0..{k - 1} and {IGNORE}; map or ignore them")
         return label.shape, np.bincount(np.where(label == IGNORE, k, label).ravel(), minlength=k + 1)
 
     shapes, counts = [], []

@@ -107,9 +107,7 @@ def folder(
         validation = split in _VALIDATION
         pairs = [p for p in pairs if (_unit_hash(p[0].stem) < validation_fraction) == validation]
         if not pairs and not problems:
-            raise DataError(
-                f"{root}: no example falls into '{split}' at validation_fraction={validation_fraction}"
-            )
+            raise DataError(f"{root}: no example falls into '{split}' at validation_fraction={validation_fraction}")
     if not pairs and not problems:
         raise DataError(f"{image_dir}: empty folder; looked for {' '.join(sorted(_IMAGE_SUFFIXES))}")
     if problems and (strict or not pairs):
@@ -184,12 +182,8 @@ def _pair(
         for same in files.values()
         if len(same) > 1
     ]
-    problems += [
-        f"{images[s][0]}: missing mask, none of that name in {label_dir}" for s in images.keys() - masks
-    ]
-    problems += [
-        f"{masks[s][0]}: missing image, none of that name in {image_dir}" for s in masks.keys() - images
-    ]
+    problems += [f"{images[s][0]}: missing mask, none of that name in {label_dir}" for s in images.keys() - masks]
+    problems += [f"{masks[s][0]}: missing image, none of that name in {image_dir}" for s in masks.keys() - images]
     return [(images[s][0], masks[s][0]) for s in sorted(images.keys() & masks)], sorted(problems)
 
 

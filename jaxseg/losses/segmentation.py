@@ -23,9 +23,7 @@ def _weighted_mean(values: Float[Array, "n h w"], weights: Float[Array, "n h w"]
     return total / jnp.where(weight > 0, weight, 1)
 
 
-def _log_probability(
-    logits: Logits, labels: Labels
-) -> tuple[Float[Array, "n h w k"], Float[Array, "n h w"], Labels]:
+def _log_probability(logits: Logits, labels: Labels) -> tuple[Float[Array, "n h w k"], Float[Array, "n h w"], Labels]:
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     safe = jnp.where(labels == IGNORE, 0, labels)  # 255 would index past the classes
     return log_p, jnp.take_along_axis(log_p, safe[..., None], -1)[..., 0], safe

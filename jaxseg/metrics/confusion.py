@@ -55,6 +55,4 @@ def segmentation_scores(confusion: Int[np.ndarray, "k k"] | Float[np.ndarray, "k
         accuracy = overlap / true
         dice = 2 * overlap / (true + predicted)
         global_accuracy = overlap.sum() / c.sum()
-    return SegmentationScores(
-        _nanmean(iou), float(global_accuracy), _nanmean(accuracy), _nanmean(dice), iou, accuracy
-    )
+    return SegmentationScores(_nanmean(iou), float(global_accuracy), _nanmean(accuracy), _nanmean(dice), iou, accuracy)

@@ -53,9 +53,7 @@ def create_model(name: str, num_classes: int, **fields: Any) -> nn.Module:
     Raises ValueError, with the nearest name there is, for a model or a field that does not exist.
     """
     constructor = _constructor(name)
-    known = [
-        f.name for f in dataclasses.fields(_model_class(constructor)) if f.name not in ("parent", "name")
-    ]
+    known = [f.name for f in dataclasses.fields(_model_class(constructor)) if f.name not in ("parent", "name")]
     for field in fields:
         if field not in known:
             raise ValueError(

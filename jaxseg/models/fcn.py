@@ -74,9 +74,7 @@ def _head(model: Any, x: Array, fc6_window: int, *, train: bool) -> Array:
 
 
 def _score(model: Any, name: str, x: Array) -> Array:
-    return nn.Conv(
-        model.num_classes, (1, 1), kernel_init=score_init, dtype=model.dtype, name=name, parent=model
-    )(x)
+    return nn.Conv(model.num_classes, (1, 1), kernel_init=score_init, dtype=model.dtype, name=name, parent=model)(x)
 
 
 class FCN(nn.Module):
@@ -102,9 +100,7 @@ class FCN(nn.Module):
     def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> SegmentationOutput:
         if self.stride not in (8, 16, 32):
             raise ValueError(f"FCN's stride is 8, 16 or 32, got {self.stride}")
-        encoder = self.encoder(
-            ceil_mode=True, first_padding=100, dtype=self.dtype, remat=self.remat, name="encoder"
-        )
+        encoder = self.encoder(ceil_mode=True, first_padding=100, dtype=self.dtype, remat=self.remat, name="encoder")
         features = encoder(images, train=train)
         scores = _head(self, features["pool5"], 7, train=train)
         upsample = functools.partial(Upsample, fixed=self.fixed_upsampling, dtype=self.dtype)

@@ -132,7 +132,5 @@ class SegNetBasic(nn.Module):
             places.append(indices)
         for level in range(4, 0, -1):
             x = decode(self, x, places[level - 1], level, sizes[level - 1])
-        logits = nn.Conv(
-            self.num_classes, (1, 1), kernel_init=he_init, dtype=self.dtype, name="conv_classifier"
-        )(x)
+        logits = nn.Conv(self.num_classes, (1, 1), kernel_init=he_init, dtype=self.dtype, name="conv_classifier")(x)
         return SegmentationOutput(logits.astype(jnp.float32))

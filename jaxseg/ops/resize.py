@@ -30,9 +30,7 @@ def _by_matrices(x: Array, size: tuple[int, int], align_corners: bool) -> Array:
     for axis, n_out in ((1, size[0]), (2, size[1])):
         if x.shape[axis] != n_out:
             matrix = jnp.asarray(_bilinear_matrix(x.shape[axis], n_out, align_corners), x.dtype)
-            x = jnp.moveaxis(
-                jnp.tensordot(matrix, x, (1, axis), precision=jax.lax.Precision.HIGHEST), 0, axis
-            )
+            x = jnp.moveaxis(jnp.tensordot(matrix, x, (1, axis), precision=jax.lax.Precision.HIGHEST), 0, axis)
     return x
 
 
