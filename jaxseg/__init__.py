@@ -1,5 +1,6 @@
 """jaxseg: image segmentation and style-based generation as pure functions in JAX and Flax Linen."""
 
 from jaxseg.models import MODELS, create_model
+from jaxseg.runs import load_run
 
-__all__ = ["MODELS", "create_model"]
+__all__ = ["MODELS", "create_model", "load_run"]

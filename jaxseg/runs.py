@@ -1,0 +1,87 @@
+"""What a run leaves behind, and how to use it: the model and variables, the table, the figure."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxseg import checkpoint
+from jaxseg.models import create_model
+
+__all__ = ["LoadedRun", "load_run", "metrics_table", "model_config", "model_from_config", "write_results"]
+
+
+class LoadedRun(NamedTuple):
+    """A trained model: `model.apply(variables, images, train=False)`."""
+
+    model: nn.Module
+    variables: PyTree
+
+
+def model_config(
+    name: str, num_classes: int, size: tuple[int, int], class_names: Sequence[str], palette: np.ndarray, **fields: Any
+) -> dict[str, Any]:
+    """What a checkpoint's config must say for `load_run` and `jaxseg predict`; `fields` go to `create_model`."""
+    return {
+        "model": name,
+        "num_classes": num_classes,
+        "fields": fields,
+        "size": list(size),
+        "class_names": list(class_names),
+        "palette": np.asarray(palette).tolist(),
+    }
+
+
+def model_from_config(config: Mapping[str, Any]) -> nn.Module:
+    """The module that a config describes."""
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config["fields"].items()}
+    if "dtype" in fields:
+        fields["dtype"] = jnp.dtype(fields["dtype"]).type
+    return create_model(config["model"], config["num_classes"], **fields)
+
+
+def load_run(run: str | os.PathLike) -> LoadedRun:
+    """The model and variables of a run's newest checkpoint: averaged parameters where the run kept an average.
+
+    Images are `[N, H, W, 3]`, ImageNet-normalised (`jaxseg.data.normalize`). Raises FileNotFoundError where
+    `run` is not the output folder of a run.
+    """
+    variables, config = load_variables(run)
+    return LoadedRun(model_from_config(config), variables)
+
+
+def load_variables(run: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:
+    """The variables of a run's newest checkpoint, and the config that was saved with them."""
+    state, meta = checkpoint.restore_params(pathlib.Path(run) / "checkpoints")
+    params = state.get("ema_params") or state["params"]
+    return {"params": params, **state.get("model_state", {})}, meta["config"]
+
+
+def metrics_table(scores: Mapping[str, float], class_names: Sequence[str]) -> str:
+    """A Markdown table of the classes' IoU and accuracy, and of the means."""
+    width = max(map(len, (*class_names, "class accuracy")))
+    rows = [f"| {'class':{width}} | IoU   | accuracy |", f"|{'-' * (width + 2)}|-------|----------|"]
+    for k, name in enumerate(class_names):
+        rows.append(f"| {name:{width}} | {scores[f'iou/{k}']:5.3f} | {scores[f'accuracy/{k}']:8.3f} |")
+    means = {"mean IoU": "miou", "global accuracy": "global_accuracy", "class accuracy": "class_accuracy"}
+    rows += ["", f"| {'over all':{width}} | value |", f"|{'-' * (width + 2)}|-------|"]
+    rows += [f"| {label:{width}} | {scores[key]:5.3f} |" for label, key in {**means, "Dice": "dice"}.items()]
+    return "\n".join(rows) + "\n"
+
+
+def write_results(
+    out: pathlib.Path, config: Mapping[str, Any], scores: Mapping[str, float], class_names: Sequence[str]
+) -> None:
+    """Writes `results.md` and, last and atomically, `results.json`, whose presence says that the run is whole."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.md").write_text(metrics_table(scores, class_names))
+    finite = {k: v if np.isfinite(v) else None for k, v in scores.items()}
+    staged = out / "results.json.tmp"
+    staged.write_text(json.dumps({"scores": finite, "config": dict(config)}, indent=1) + "\n")
+    os.replace(staged, out / "results.json")
