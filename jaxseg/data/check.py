@@ -1,4 +1,4 @@
-"""Reads a whole data set before a run spends an hour on it: every finding at once, and what the pixels say."""
+"""Reads a whole data set before a run spends an hour on it: every finding at once, and the pixel counts."""
 
 import concurrent.futures
 import os
@@ -17,8 +17,8 @@ __all__ = ["DataReport", "check_data", "median_frequency"]
 class DataReport(NamedTuple):
     """What a sound data set holds, with sizes as (h, w).
 
-    `class_pixels[c]` counts the pixels of class c, `present_pixels[c]` the labelled pixels of the images where
-    c is present, `class_images[c]` those images.
+    `class_pixels[c]` counts the pixels of class c, `class_images[c]` the images where c is present,
+    `present_pixels[c]` all pixels of those images, ignored ones included.
     """
 
     images: int
@@ -80,7 +80,6 @@ def check_data(
         raise DataError(*problems, heading=f"{len(problems)} problem(s) in {total} example(s):")
 
     pixels = np.stack(counts).astype(np.int64)
-    labelled = pixels[:, :k].sum(1, keepdims=True)
     present = pixels[:, :k] > 0
     heights, widths = zip(*shapes, strict=True)
     return DataReport(
@@ -89,14 +88,14 @@ def check_data(
         largest=(max(heights), max(widths)),
         class_names=tuple(source.class_names),
         class_pixels=pixels[:, :k].sum(0),
-        present_pixels=(labelled * present).sum(0),
+        present_pixels=(pixels.sum(1, keepdims=True) * present).sum(0),
         class_images=present.sum(0),
         ignored_pixels=int(pixels[:, k].sum()),
     )
 
 
 def median_frequency(report: DataReport) -> Float32[np.ndarray, "k"]:
-    """Class weights by median frequency balancing (Eigen and Fergus 2015, section 6.3.2; SegNet, section 3.1).
+    """Class weights by median frequency balancing (Eigen and Fergus 2015, section 6.3.2; SegNet, section 3).
 
     weight(c) = median of all freq / freq(c), where freq(c) = pixels of c / pixels of the images where c is
     present. A class without a pixel weighs 0 and takes no part in the median.

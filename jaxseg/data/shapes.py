@@ -243,7 +243,7 @@ def draw(seed: int, index: int, size: tuple[int, int] = (128, 128)) -> Scene:
 
 
 def instance_boxes(instances: Int32[np.ndarray, "h w"]) -> Float32[np.ndarray, "k 4"]:
-    """Boxes XYXY of instance ids 1..K, in pixels: from the left edge of the first to the right of the last."""
+    """Boxes XYXY of instance ids 1..K, in pixels; the right and bottom edges lie outside the last pixel."""
     boxes = np.zeros((int(instances.max(initial=0)), 4), np.float32)
     for k in range(len(boxes)):
         rows, cols = np.nonzero(instances == k + 1)

@@ -39,7 +39,7 @@ def label_instances(label: Int[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
     instances = np.zeros(label.shape, np.int32)
     for c in np.unique(label):
         if c not in (0, IGNORE):
-            regions, count = ndimage.label(label == c, np.ones((3, 3)))
+            regions, _ = ndimage.label(label == c, np.ones((3, 3)))
             instances[regions > 0] = regions[regions > 0] + instances.max()
     return instances
 
@@ -67,5 +67,5 @@ class WithBorderWeights:
 
 
 def with_border_weights(source: Source, w0: float = 10.0, sigma: float = 5.0) -> WithBorderWeights:
-    """Adds `border_weights` of "instances", or of connected regions of "label", to each example of a source."""
+    """Adds to each example the `border_weights` of its "instances", or else of its `label_instances`."""
     return WithBorderWeights(source, w0, sigma)
