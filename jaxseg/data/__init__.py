@@ -16,7 +16,7 @@ from jaxseg.data.check import DataReport, check_data, median_frequency
 from jaxseg.data.folder import FolderSource, folder, folder_splits
 from jaxseg.data.images import read_image, read_mask
 from jaxseg.data.pipeline import batch_names, eval_batches, train_batches
-from jaxseg.data.shapes_tfds import ShapesSource, prepare_shapes, shapes
+from jaxseg.data.shapes_tfds import ShapesSource, default_data_dir, prepare_shapes, shapes
 from jaxseg.data.source import IGNORE, DataError, Example, Source, voc_palette
 from jaxseg.data.weight_map import border_weights, with_border_weights
 
@@ -37,6 +37,7 @@ __all__ = [
     "border_weights",
     "check_data",
     "color_jitter",
+    "default_data_dir",
     "elastic",
     "eval_batches",
     "fit_geometry",

@@ -48,9 +48,7 @@ def normalize(image: Float[Array, "*n h w 3"]) -> Float[Array, "*n h w 3"]:
 def flip(key: PRNGKeyArray, example: Example) -> Example:
     """Mirrors left and right, every second time."""
     mirror = jax.random.bernoulli(key)
-    return example | {
-        k: jnp.where(mirror, v[:, ::-1], v) for k, v in example.items() if k == "image" or k in _MAPS
-    }
+    return example | {k: jnp.where(mirror, v[:, ::-1], v) for k, v in example.items() if k == "image" or k in _MAPS}
 
 
 def scale_crop(size: tuple[int, int], scales: tuple[float, float] = (0.5, 2.0)) -> Augmentation:
@@ -105,9 +103,7 @@ def elastic(sigma: float = 10.0, grid: int = 3) -> Augmentation:
         h, w = example["image"].shape[:2]
         coarse = sigma * jax.random.normal(key, (grid, grid, 2))
         moves = jax.image.resize(coarse, (h, w, 2), "cubic")
-        return _resample(
-            example, jnp.arange(h)[:, None] + moves[..., 0], jnp.arange(w)[None, :] + moves[..., 1]
-        )
+        return _resample(example, jnp.arange(h)[:, None] + moves[..., 0], jnp.arange(w)[None, :] + moves[..., 1])
 
     return augment
 

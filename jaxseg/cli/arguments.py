@@ -1,0 +1,92 @@
+"""Types of the command line, and what several commands do with them."""
+
+import difflib
+import pathlib
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxseg.data import DataError, FolderSource, ShapesSource, check_data, folder, folder_splits, shapes
+from jaxseg.data.check import DataReport
+from jaxseg.models import MODELS
+
+__all__ = ["Size", "bar", "checked", "evaluation_split", "model_name", "open_split"]
+
+
+def _size(words: list[str]) -> tuple[int, int]:
+    parts = words[0].lower().split("x")
+    if len(parts) == 1:
+        parts *= 2
+    if len(parts) != 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
+        raise ValueError(f"a size is height x width in pixels, such as 360x480 or 256, not {words[0]!r}")
+    return int(parts[0]), int(parts[1])
+
+
+Size = Annotated[
+    tuple[int, int],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="HxW",
+        instance_from_str=_size,
+        is_instance=lambda x: isinstance(x, tuple) and len(x) == 2,
+        str_from_instance=lambda size: [f"{size[0]}x{size[1]}"],
+    ),
+]
+
+
+def model_name(name: str) -> str:
+    """`name` if it is in the zoo; raises ValueError with the nearest one that is."""
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
+        raise ValueError(f'no model "{name}"; did you mean "{near}"? `jaxseg models` lists all')
+    return name
+
+
+def bar(description: str) -> Progress:
+    """A progress bar with one task; it draws only where a terminal is."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    progress = Progress(*columns, transient=True)
+    progress.add_task(description, total=None)
+    return progress
+
+
+def open_split(data: str, split: str, *, ignore_label: int | None, fraction: float) -> FolderSource | ShapesSource:
+    """The split of `shapes` or of a folder."""
+    if data == "shapes":
+        with bar("drawing shapes") as progress:
+            return shapes(split, progress=lambda done, total: progress.update(0, completed=done, total=total))
+    return folder(pathlib.Path(data), split, ignore_label=ignore_label, validation_fraction=fraction, strict=False)
+
+
+def evaluation_split(data: str) -> str:
+    """The split to evaluate on while training: the validation part, else the test part."""
+    if data == "shapes":
+        return "validation"
+    splits: Sequence[str] = folder_splits(pathlib.Path(data))
+    for name in ("val", "validation", "valid", "test"):
+        if name in splits:
+            return name
+    raise DataError(f"{data}: no split to evaluate on among {', '.join(splits)}; add val/ or test/")
+
+
+def checked(source: FolderSource | ShapesSource, what: str) -> DataReport:
+    """Reads the whole source behind a progress bar; raises DataError with every bad file."""
+    with bar(f"checking {what}") as progress:
+        return check_data(source, progress=lambda done, total: progress.update(0, completed=done, total=total))
+
+
+def describe(report: DataReport) -> str:
+    """A line of what a source holds."""
+    low, high = ("x".join(map(str, size)) for size in (report.smallest, report.largest))
+    pixels = report.class_pixels.sum() + report.ignored_pixels
+    size = low if low == high else f"{low} to {high}"
+    ignored = report.ignored_pixels / max(int(pixels), 1)
+    return f"{report.images} images of {size}, {len(report.class_names)} classes, {ignored:.1%} of pixels ignored"
+
+
+def class_share(report: DataReport) -> np.ndarray:
+    """Each class's share of the labelled pixels."""
+    return report.class_pixels / max(int(report.class_pixels.sum()), 1)

@@ -1,0 +1,85 @@
+"""`jaxseg models` and `jaxseg check-data`: looking before running."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jaxseg.cli.arguments import Size, checked, class_share, describe, open_split
+from jaxseg.data import DataError, folder_splits
+from jaxseg.models import MODELS, create_model, model_source
+
+__all__ = ["CheckData", "Models", "check_data_command", "models_command"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """List the zoo: parameters, FLOPs of a forward pass, source."""
+
+    size: Size = (512, 512)
+    """Height x width of the image that the FLOPs are for; a model that cannot take it says so."""
+    classes: int = 21
+    """Number of classes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckData:
+    """Read every file of a data set, and report what is wrong, or what it holds."""
+
+    data: tyro.conf.Positional[pathlib.Path]
+    """A folder of images and masks."""
+    ignore_label: int | None = None
+    """A label to ignore, beside 255."""
+    validation_fraction: float = 0.1
+    """Share of a folder without splits that is kept for evaluation."""
+
+
+def models_command(config: Annotated[Models, tyro.conf.arg(name="")]) -> int:
+    """List the zoo with parameter counts, FLOPs and sources."""
+    h, w = config.size
+    table = Table(title=f"jaxseg models, {config.classes} classes")
+    for column, justify in (("model", "left"), ("parameters", "right"), (f"GFLOPs at {h}x{w}", "right")):
+        table.add_column(column, justify=justify, no_wrap=True)
+    table.add_column("source", overflow="fold")
+    for name in MODELS:
+        model = create_model(name, config.classes)
+        images = jax.ShapeDtypeStruct((1, h, w, 3), jnp.float32)
+        try:
+            variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+        except ValueError as error:
+            table.add_row(name, "", str(error), model_source(name))
+            continue
+        count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+        lowered = jax.jit(functools.partial(model.apply, train=False)).lower(variables, images)
+        flops = (lowered.cost_analysis() or {}).get("flops", float("nan"))
+        table.add_row(name, f"{count:,}", f"{flops / 1e9:,.1f}", model_source(name))
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=160).print(table)
+    return 0
+
+
+def check_data_command(config: Annotated[CheckData, tyro.conf.arg(name="")]) -> int:
+    """Check a folder of images and masks before training on it."""
+    problems: list[str] = []
+    for split in folder_splits(config.data):
+        try:
+            source = open_split(
+                str(config.data), split, ignore_label=config.ignore_label, fraction=config.validation_fraction
+            )
+            report = checked(source, split)
+        except DataError as error:
+            problems += [f"{split}: {problem}" for problem in error.problems]
+            continue
+        print(f"{split}: {describe(report)}")
+        for name, share, images in zip(report.class_names, class_share(report), report.class_images, strict=True):
+            print(f"  {name:20} {share:7.2%} of labelled pixels, in {images} images")
+    if problems:
+        raise DataError(*problems, heading=f"{config.data}: {len(problems)} problem(s)")
+    print(f"{config.data} is sound")
+    return 0
