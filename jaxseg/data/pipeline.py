@@ -161,4 +161,8 @@ def _batches(
     ahead = 0 if threads == 0 else max(threads, 2 * batch if buffer is None else buffer)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     examples = grain.MapDataset.range(start, stop).map(load).to_iter_dataset(options)
-    return iter(examples.batch(batch))
+    # one batch is stacked ahead of its step; 0 threads mean no thread at all
+    stacked = grain.experimental.ThreadPrefetchIterDataset(
+        examples.batch(batch), prefetch_buffer_size=min(threads, 1)
+    )
+    return iter(stacked)
