@@ -1,6 +1,6 @@
 """What a source of labelled images is, and the error that names its bad files."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -12,6 +12,7 @@ IGNORE = 255  # the label that losses and metrics skip
 Example = dict[str, np.ndarray]
 
 
+@runtime_checkable  # so that the tests can check annotations
 class Source(Protocol):
     """A random-access sequence of examples (Grain's RandomAccessDataSource), cheap to copy and to pickle.
 
