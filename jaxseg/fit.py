@@ -166,7 +166,8 @@ def fit(
     with contextlib.ExitStack() as stack:
         stop_requested = stack.enter_context(_stop_requests())
         manager = stack.enter_context(checkpoint.open_checkpoints(run.out / "checkpoints", keep=run.keep))
-        first = next(iter(train.batches(0)))
+        batches = iter(train.batches(0))
+        first = next(batches)
         shapes = jax.eval_shape(fns.init, init_key, first)
         restored = checkpoint.restore(manager, placement.shape_state(shapes), config)
         start = 0 if restored is None else restored.step
@@ -211,8 +212,11 @@ def fit(
             log.evaluation(step, scores)
             return scores
 
-        batches = iter(train.batches(start)) if start < run.steps else iter(())
-        placed = placement.put_batch(next(batches)) if start < run.steps else None
+        if start < run.steps:
+            if start:
+                batches = iter(train.batches(start))
+                first = next(batches)
+            placed = placement.put_batch(first)
         stopped = False
         wait = 0.0
         for step in range(start, run.steps):

@@ -49,6 +49,7 @@ def bar(description: str) -> Progress:
     """A progress bar with one task; it draws only where a terminal is."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     progress = Progress(*columns, transient=True)
+    progress.disable = not progress.console.is_terminal  # a log file wants lines, not bars
     progress.add_task(description, total=None)
     return progress
 
