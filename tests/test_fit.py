@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,16 +98,24 @@ def test_kill_9_at_any_moment_ends_with_the_same_bits(uninterrupted, tmp_path):
     assert losses[0] == losses[1]
 
 
-def test_sigterm_saves_and_exits_0_and_the_same_command_goes_on(uninterrupted, tmp_path):
-    out = tmp_path / "stopped"
+@pytest.fixture(scope="session")
+def stopped(tmp_path_factory):
+    """The folder and the output of a run that SIGTERM ended, and the seconds that it took to end."""
+    out = tmp_path_factory.mktemp("runs") / "stopped"
     process = start(out, "--pace", 0.2)
     assert wait_for(lambda: len(steps_logged(out)) >= 3, process)
     process.send_signal(signal.SIGTERM)
     sent = time.monotonic()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
-    assert time.monotonic() - sent < 20
+    return out, output, time.monotonic() - sent
+
+
+def test_sigterm_saves_and_exits_0_and_the_same_command_goes_on(uninterrupted, stopped, tmp_path):
+    _, output, seconds = stopped
+    assert seconds < 20
     assert "saved; the same command goes on" in output
+    out = shutil.copytree(stopped[0], tmp_path / "run")
     stopped_at = max(int(p.name) for p in (out / "checkpoints").iterdir() if p.name.isdigit())
     assert 3 <= stopped_at < 12
     output, _ = start(out).communicate(timeout=120)
@@ -127,13 +136,11 @@ def test_second_ctrl_c_stops_at_once(tmp_path):
     assert process.returncode == 130
 
 
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, uninterrupted, capsys):
-    out = tmp_path / "run"
-    tiny_run.run(out, placement=one_device())
-    data = max((out / "checkpoints" / "12" / "state").rglob("d/*"), key=lambda p: p.stat().st_size)
-    whole = data.read_bytes()
-    for damage in (whole[: len(whole) // 2], whole[:-40] + bytes(b ^ 0x55 for b in whole[-40:])):
-        data.write_bytes(damage)
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(uninterrupted, tmp_path, capsys):
+    out = shutil.copytree(uninterrupted, tmp_path / "run")
+    for damage in (lambda whole: whole[: len(whole) // 2], lambda whole: whole[:-40] + bytes(40)):
+        for data in (out / "checkpoints" / "12" / "state").rglob("d/*"):
+            data.write_bytes(damage(data.read_bytes()))
         capsys.readouterr()
         result = tiny_run.run(out, placement=one_device())
         said = capsys.readouterr().out
@@ -141,8 +148,6 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, u
         assert "resuming after step 10 of 12" in said
         assert result.step == 12
         assert any(p.name.startswith("corrupt-12") for p in (out / "checkpoints").iterdir())
-        data = max((out / "checkpoints" / "12" / "state").rglob("d/*"), key=lambda p: p.stat().st_size)
-        whole = data.read_bytes()
 
 
 def test_a_flipped_bit_that_orbax_does_not_see_is_found(tmp_path):
@@ -184,12 +189,8 @@ def test_another_config_is_refused_with_the_fields(tmp_path):
 
 
 @pytest.mark.parametrize("topology", ["data=8", "fsdp=8", "pmap"])
-def test_a_checkpoint_goes_on_on_other_devices(topology, uninterrupted, tmp_path):
-    out = tmp_path / "moved"
-    process = start(out, "--pace", 0.2)
-    assert wait_for(lambda: len(steps_logged(out)) >= 5, process)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+def test_a_checkpoint_goes_on_on_other_devices(topology, uninterrupted, stopped, tmp_path):
+    out = shutil.copytree(stopped[0], tmp_path / "run")
     placement = {
         "data=8": lambda: parallel.over_mesh(parallel.make_mesh(data=8)),
         "fsdp=8": lambda: parallel.over_mesh(parallel.make_mesh(fsdp=8)),
