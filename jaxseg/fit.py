@@ -169,7 +169,7 @@ def fit(
         batches = iter(train.batches(0))
         first = next(batches)
         shapes = jax.eval_shape(fns.init, init_key, first)
-        restored = checkpoint.restore(manager, placement.shape_state(shapes), config)
+        restored = checkpoint.restore(manager, placement.shape_saved(shapes), config)
         start = 0 if restored is None else restored.step
         log = RunLog(run.out, start=start, steps=run.steps, examples_per_step=run.batch)
         stack.callback(log.close)
@@ -177,7 +177,7 @@ def fit(
             log.say(line)
         if start:
             log.say(f"resuming after step {start} of {run.steps}  [{placement.name}]")
-            state = restored.state
+            state = placement.from_saved(restored.state)
         else:
             log.say(f"starting {run.steps} steps of {run.batch}  [{placement.name}]; the first step compiles")
             state = placement.put_state(fns.init(init_key, first))
@@ -239,7 +239,7 @@ def fit(
                 stopped = stop_requested()
             if last or stopped or (step + 1) % run.checkpoint_every == 0:
                 settle()  # a checkpoint is of finite steps only
-                checkpoint.save(manager, step + 1, state, config)
+                checkpoint.save(manager, step + 1, placement.to_saved(state), config)
                 saved = step + 1
             if stopped:
                 break

@@ -154,7 +154,7 @@ def test_a_flipped_bit_that_orbax_does_not_see_is_found(tmp_path):
     manager = checkpoint.open_checkpoints(tmp_path)
     state = {"w": np.arange(2**14, dtype=np.float32), "b": np.ones(4, np.float32)}
     placement = one_device()
-    like = placement.shape_state(state)
+    like = placement.shape_saved(state)
     for step in (1, 2):
         checkpoint.save(manager, step, placement.put_state(state), {})
         manager.wait_until_finished()
