@@ -76,9 +76,10 @@ def max_pool(
 
     On CPU as a maximum of shifted views, elsewhere as a window reduction, with the same values and gradients.
     """
-    spec = {"window": window, "stride": stride, "padding": padding, "ceil_mode": ceil_mode}
     return jax.lax.platform_dependent(
-        x, cpu=functools.partial(_max_of_views, **spec), default=functools.partial(_reduce_window_max, **spec)
+        x,
+        cpu=lambda x: _max_of_views(x, window, stride, padding, ceil_mode),
+        default=lambda x: _reduce_window_max(x, window, stride, padding, ceil_mode),
     )
 
 
@@ -108,8 +109,8 @@ def max_unpool(
     that does not pool to `x`.
     """
     n, ph, pw, c = x.shape
-    for axis, pooled, full in (("height", ph, size[0]), ("width", pw, size[1])):
-        if not (pooled - 1) * window < full < (pooled + 1) * window:
+    for axis, pooled, wanted in (("height", ph, size[0]), ("width", pw, size[1])):
+        if not (pooled - 1) * window < wanted < (pooled + 1) * window:
             raise ValueError(
                 f"max_unpool of {axis} {pooled} with window {window} fills {pooled * window - window + 1} to "
                 f"{pooled * window + window - 1} pixels, got size {size}"
