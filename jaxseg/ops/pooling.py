@@ -19,11 +19,12 @@ __all__ = ["max_pool", "max_pool_with_indices", "max_unpool", "pooled_size"]
 def pooled_size(size: int, window: int, stride: int, padding: int = 0, *, ceil_mode: bool = False) -> int:
     """Length that a pooled axis of `size` has."""
     steps, rest = divmod(size + 2 * padding - window, stride)
-    if steps < 0 and not (ceil_mode and steps == -1):
-        raise ValueError(f"max-pooling with window {window} needs an axis of at least {window}, got {size}")
     n = steps + 1 + (1 if ceil_mode and rest else 0)
     if ceil_mode and (n - 1) * stride >= size + padding:  # a window must start in the image
         n -= 1
+    if n < 1:
+        least = max(1, window - 2 * padding - (stride - 1 if ceil_mode else 0))
+        raise ValueError(f"max-pooling with window {window} needs h, w of at least {least}, got {size}")
     return n
 
 

@@ -1,6 +1,7 @@
 """A file of weights, of any format that is safe to read, to a flat dict of arrays."""
 
 import pathlib
+import zipfile
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path} is no whole .npz file: {error}") from error

@@ -184,7 +184,7 @@ def _resolve(tree: Any, read: Callable[[str, int], memoryview], order: str, done
     done[id(tree)] = _Sealed  # until its parts are resolved
     result = tree
     if isinstance(tree, _Tensor):
-        result = _array(*tree.value, read, order)
+        result = _array(tree, read, order)
     elif isinstance(tree, dict):
         if not all(isinstance(key, str | int | float | bool | bytes | None) for key in tree):
             raise UnsafePickle("it holds a dict whose keys are neither strings nor numbers")
@@ -197,16 +197,9 @@ def _resolve(tree: Any, read: Callable[[str, int], memoryview], order: str, done
     return result
 
 
-def _array(
-    storage: _Storage,
-    dtype: np.dtype,
-    offset: int,
-    size: tuple[int, ...],
-    stride: tuple[int, ...],
-    read: Callable[[str, int], memoryview],
-    order: str,
-) -> np.ndarray:
+def _array(tensor: _Tensor, read: Callable[[str, int], memoryview], order: str) -> np.ndarray:
     """A read-only view of a storage: allocates nothing, whatever the sizes claim."""
+    storage, dtype, offset, size, stride = tensor.value
     stored, key, numel = storage.value
     count = numel * stored.itemsize // dtype.itemsize
     if 0 in size:
@@ -214,11 +207,13 @@ def _array(
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if last >= count:
         raise ValueError(f"a tensor of size {size} reaches element {last} of a storage of {count}")
-    elements = np.frombuffer(read(key, numel * stored.itemsize), dtype, count)
-    if order != sys.byteorder:
-        elements = elements.byteswap()
+    raw = np.frombuffer(read(key, numel * stored.itemsize), np.uint8, count * dtype.itemsize)
+    if order != sys.byteorder and dtype.itemsize > 1:
+        raw = raw.view(dtype).byteswap().view(np.uint8)
     strides = [step * dtype.itemsize for step in stride]
-    return np.lib.stride_tricks.as_strided(elements[offset:], size, strides, writeable=False)
+    array = np.ndarray(size, dtype, raw, offset * dtype.itemsize, strides)
+    array.flags.writeable = False
+    return array
 
 
 def _read_zip(path: pathlib.Path) -> Any:
@@ -296,8 +291,8 @@ def read_pth(path: str | pathlib.Path) -> Any:
         return _read_zip(path) if is_zip else _read_legacy(path)
     except UnsafePickle as error:
         raise UnsafePickle(
-            f"{path} is not loaded: {error}, and only tensors in dicts, lists and tuples, strings and numbers "
-            f"are read; save `model.state_dict()` alone"
+            f"{path} is not loaded: {error}, and only tensors in dicts, lists and tuples, strings and "
+            f"numbers are read; save `model.state_dict()` alone"
         ) from error
     except Exception as error:  # whatever a damaged pickle or archive comes to
         raise ValueError(f"{path} is no whole file of torch.save: {error!r}") from error
