@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 
 from jaxseg.data.augment import normalize
 from jaxseg.data.canvas import Fit, fit_geometry, fit_image
@@ -54,8 +54,8 @@ def _tiles(length: int, tile: int) -> Iterator[int]:
 
 
 def overlap_tile(
-    apply: Callable[[Float[np.ndarray, "1 t1 t2 c"]], Float[Array, "1 u1 u2 k"]],
-    image: Float[np.ndarray, "h w c"],
+    apply: Callable[[Shaped[np.ndarray, "1 t1 t2 c"]], Float[Array, "1 u1 u2 k"]],
+    image: Shaped[np.ndarray, "h w c"],
     input_tile: tuple[int, int],
     output_tile: tuple[int, int],
 ) -> Float[np.ndarray, "h w k"]:
