@@ -24,7 +24,7 @@ from jaxseg.runs import metrics_table, model_config, model_from_config, write_re
 from jaxseg.train import adamw_cosine, sgd_poly, supervised
 from jaxseg.weights.vgg import load_encoder
 
-CLASSES = "sky building pole road pavement tree sign fence car pedestrian bicyclist".split()
+CLASSES = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
 LABEL_SIZE = (360, 480)
 PUBLISHED = """\
 | CamVid test, 367 training images               | mean IoU |
@@ -42,7 +42,7 @@ PUBLISHED = """\
 class Config:
     data: pathlib.Path
     """The CamVid folder."""
-    run: tyro.conf.OmitArgPrefixes[Run] = Run(steps=3000, batch=8, out=pathlib.Path("runs/camvid"))
+    run: tyro.conf.OmitArgPrefixes[Run] = Run(steps=3000, batch=8, out=pathlib.Path("runs/camvid"))  # noqa: RUF009
     """Length, batch, output."""
     model: str = "unet_small"
     """Any semantic model of the zoo."""

@@ -175,7 +175,7 @@ def fit(
         stack.callback(log.close)
         for line in () if restored is None else restored.skipped:
             log.say(line)
-        if start:
+        if restored is not None and start:
             log.say(f"resuming after step {start} of {run.steps}  [{placement.name}]")
             state = placement.from_saved(restored.state)
         else:

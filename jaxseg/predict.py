@@ -69,7 +69,7 @@ def overlap_tile(
     reach_h, reach_w = max(h, output_tile[0]), max(w, output_tile[1])
     below = reach_h - h + input_tile[0] - output_tile[0] - top
     right = reach_w - w + input_tile[1] - output_tile[1] - left
-    mode = "reflect" if min(h, w) > 1 else "edge"  # one pixel has no mirror image
+    mode: Any = "reflect" if min(h, w) > 1 else "edge"  # one pixel has no mirror image
     mirrored = np.pad(image, ((top, below), (left, right), (0, 0)), mode=mode)
     result: np.ndarray | None = None
     for y in _tiles(h, output_tile[0]):
@@ -95,7 +95,8 @@ def predictor(
 
     @jax.jit
     def apply(variables: PyTree, images: Array) -> Array:
-        return model.apply(variables, normalize(images.astype(jnp.float32) / 255), train=False).logits
+        output: Any = model.apply(variables, normalize(images.astype(jnp.float32) / 255), train=False)
+        return output.logits
 
     shape: Any = jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8))
     output_size = shape.shape[1:3]

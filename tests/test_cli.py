@@ -92,7 +92,8 @@ def test_load_run_is_the_trained_model(run):
 def test_predict_writes_three_pictures_of_the_photograph_s_size(run, photos, tmp_path, capsys):
     write_pair(tmp_path, "new", "tall", size=(70, 40))
     (tmp_path / "new" / "images" / "broken.jpg").write_bytes(b"not a picture")
-    code = jaxseg_command("predict", run, tmp_path / "new" / "images", photos / "val" / "images", "--out", tmp_path / "o")
+    folders = tmp_path / "new" / "images", photos / "val" / "images"
+    code = jaxseg_command("predict", run, *folders, "--out", tmp_path / "o")
     said = capsys.readouterr()
     assert code == 1, "a skipped file shows in the exit code"
     assert "segmented 5 of 6 images" in said.out

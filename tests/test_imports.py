@@ -61,4 +61,5 @@ def test_imports_run_one_way(path):
 
 
 def test_a_backward_import_is_seen():
-    assert list(imported_rooms("from jaxseg import train\nimport jaxseg.models.unet\nimport numpy")) == ["train", "models"]
+    source = "from jaxseg import train\nimport jaxseg.models.unet\nimport numpy"
+    assert list(imported_rooms(source)) == ["train", "models"]

@@ -44,8 +44,9 @@ def models_command(config: Annotated[Models, tyro.conf.arg(name="")]) -> int:
     """List the zoo with parameter counts, FLOPs and sources."""
     h, w = config.size
     table = Table(title=f"jaxseg models, {config.classes} classes")
-    for column, justify in (("model", "left"), ("parameters", "right"), (f"GFLOPs at {h}x{w}", "right")):
-        table.add_column(column, justify=justify, no_wrap=True)
+    table.add_column("model", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column(f"GFLOPs at {h}x{w}", justify="right")
     table.add_column("source", overflow="fold")
     for name in MODELS:
         model = create_model(name, config.classes)
@@ -59,8 +60,7 @@ def models_command(config: Annotated[Models, tyro.conf.arg(name="")]) -> int:
         lowered = jax.jit(functools.partial(model.apply, train=False)).lower(variables, images)
         flops = (lowered.cost_analysis() or {}).get("flops", float("nan"))
         table.add_row(name, f"{count:,}", f"{flops / 1e9:,.1f}", model_source(name))
-    console = Console()
-    console.print(table) if console.is_terminal else Console(width=160).print(table)
+    Console(width=None if Console().is_terminal else 160).print(table)
     return 0
 
 
@@ -69,9 +69,7 @@ def check_data_command(config: Annotated[CheckData, tyro.conf.arg(name="")]) -> 
     problems: list[str] = []
     for split in folder_splits(config.data):
         try:
-            source = open_split(
-                str(config.data), split, ignore_label=config.ignore_label, fraction=config.validation_fraction
-            )
+            source = open_split(str(config.data), split, config.ignore_label, config.validation_fraction)
             report = checked(source, split)
         except DataError as error:
             problems += [f"{split}: {problem}" for problem in error.problems]
