@@ -1,6 +1,6 @@
 """A run of seconds, for tests that kill it, share it among processes, or look at what it leaves.
 
-    python tests/tiny_run.py OUT --steps 12 [--devices 4] [--parallel pmap] [--shard data=2,fsdp=2] [--distributed ...]
+python tests/tiny_run.py OUT --steps 12 [--devices 4] [--parallel pmap] [--shard data=2,fsdp=2] [--distributed ...]
 """
 
 import argparse

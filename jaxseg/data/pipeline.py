@@ -162,7 +162,5 @@ def _batches(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     examples = grain.MapDataset.range(start, stop).map(load).to_iter_dataset(options)
     # one batch is stacked ahead of its step; 0 threads mean no thread at all
-    stacked = grain.experimental.ThreadPrefetchIterDataset(
-        examples.batch(batch), prefetch_buffer_size=min(threads, 1)
-    )
+    stacked = grain.experimental.ThreadPrefetchIterDataset(examples.batch(batch), prefetch_buffer_size=min(threads, 1))
     return iter(stacked)

@@ -82,9 +82,7 @@ def test_threads_and_cache_change_nothing():
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 2**32 - 1))
 def test_every_example_once_an_epoch(n, batch, seed):
     steps = -(-3 * n // batch)
-    seen = np.concatenate(
-        indices(take(steps, train_batches(Numbers(n), (4, 6), batch, seed=seed, threads=0)))
-    ).tolist()
+    seen = np.concatenate(indices(take(steps, train_batches(Numbers(n), (4, 6), batch, seed=seed, threads=0)))).tolist()
     epochs = [seen[e * n : (e + 1) * n] for e in range(3)]
     assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
 
@@ -107,15 +105,11 @@ def test_resuming_equals_skipping_and_processes_make_the_global_batch(start, pro
     parts = [
         take(
             3,
-            train_batches(
-                source, (4, 6), batch, seed=3, start_step=start, process_index=p, process_count=processes
-            ),
+            train_batches(source, (4, 6), batch, seed=3, start_step=start, process_index=p, process_count=processes),
         )
         for p in range(processes)
     ]
-    joined = [
-        {k: np.concatenate([part[k] for part in step]) for k in step[0]} for step in zip(*parts, strict=True)
-    ]
+    joined = [{k: np.concatenate([part[k] for part in step]) for k in step[0]} for step in zip(*parts, strict=True)]
     same(whole, joined)
     for step, b in enumerate(whole, start=start):
         assert batch_names(source, 3, step, batch) == [f"number {i}" for i in b["index"]]
@@ -125,11 +119,7 @@ def test_resuming_equals_skipping_and_processes_make_the_global_batch(start, pro
 @given(st.integers(1, 30), st.integers(1, 4), st.integers(1, 3))
 def test_evaluation_covers_every_example_once(n, local, processes):
     parts = [
-        list(
-            eval_batches(
-                Numbers(n), (4, 6), local * processes, process_index=p, process_count=processes, threads=0
-            )
-        )
+        list(eval_batches(Numbers(n), (4, 6), local * processes, process_index=p, process_count=processes, threads=0))
         for p in range(processes)
     ]
     assert len({len(part) for part in parts}) == 1

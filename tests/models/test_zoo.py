@@ -179,9 +179,7 @@ def test_fixed_upsampling_is_the_bilinear_start_of_the_learned_one():
     fixed = learned.clone(fixed_upsampling=True)
     params = variables["params"]
     bilinear = {
-        k: jax.tree.map(lambda w: jnp.asarray(bilinear_kernel(len(w), 5)), v)
-        if k.startswith("upscore")
-        else v
+        k: jax.tree.map(lambda w: jnp.asarray(bilinear_kernel(len(w), 5)), v) if k.startswith("upscore") else v
         for k, v in params.items()
     }
     without = {k: v for k, v in params.items() if not k.startswith("upscore")}
@@ -272,9 +270,7 @@ def test_beside_torch(name, train):
     @jax.jit
     def run(params):
         def loss(params):
-            output, state = model.apply(
-                {**variables, "params": params}, images, train=train, mutable=["batch_stats"]
-            )
+            output, state = model.apply({**variables, "params": params}, images, train=train, mutable=["batch_stats"])
             return (output.logits**2).mean(), (output.logits, state)
 
         return jax.value_and_grad(loss, has_aux=True)(params)
