@@ -42,9 +42,9 @@ PUBLISHED = """\
 class Config:
     data: pathlib.Path
     """The CamVid folder."""
-    run: tyro.conf.OmitArgPrefixes[Run] = Run(
-        steps=1500, batch=8, checkpoint_every=100, out=pathlib.Path("runs/camvid")
-    )  # noqa: RUF009
+    run: tyro.conf.OmitArgPrefixes[Run] = dataclasses.field(
+        default_factory=lambda: Run(steps=1500, batch=8, checkpoint_every=100, out=pathlib.Path("runs/camvid"))
+    )
     """Length, batch, output."""
     model: str = "unet_small"
     """Any semantic model of the zoo."""
