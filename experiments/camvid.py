@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import tyro
 
 from jaxseg.cli.arguments import Size
-from jaxseg.cli.train import evaluation_feed, save_example_panels, training_feed
+from jaxseg.cli.train import evaluation_feed, finish_run, training_feed
 from jaxseg.data import check_data, color_jitter, flip, folder, median_frequency, scale_crop
 from jaxseg.fit import Run, fit
 from jaxseg.losses import cross_entropy, dice_loss
-from jaxseg.runs import metrics_table, model_config, model_from_config, write_results
+from jaxseg.runs import model_config, model_from_config
 from jaxseg.train import adamw_cosine, sgd_poly, supervised
 from jaxseg.weights.vgg import load_encoder
 
@@ -91,9 +91,8 @@ def main(config: Config) -> None:
         | {"optimizer": config.optimizer, "learning_rate": config.learning_rate, "scales": list(config.scales)},
     )
     if not result.stopped:
-        save_example_panels(run.out, test, config.size)
-        write_results(run.out, described, result.scores, CLASSES)
-        print(f"\n{metrics_table(result.scores, CLASSES)}\n{PUBLISHED}")
+        finish_run(run.out, described, result.scores, test)
+        print(PUBLISHED)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Pictures of label maps: palette images, overlays, and panels of input, truth and prediction."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -9,7 +10,7 @@ from PIL import Image
 
 from jaxseg.data.source import IGNORE
 
-__all__ = ["colorize", "overlay", "palette_image", "save_panels"]
+__all__ = ["colorize", "overlay", "palette_image", "save_curves", "save_panels"]
 
 
 def colorize(labels: Int[np.ndarray, "h w"], palette: UInt8[np.ndarray, "k 3"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -80,4 +81,28 @@ def save_panels(
         left=0.01, right=0.99, top=1 - 0.3 / height, bottom=legend_height / height, wspace=0.03, hspace=0.03
     )
     path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def save_curves(path: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a PNG of loss and mIoU against the step, from the records of a `metrics.jsonl`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, name, label in zip(figure.subplots(1, 2), ("loss", "miou"), ("loss", "mIoU"), strict=True):
+        steps = [(r["step"], r[name]) for r in records if name in r]
+        held_out = [(r["step"], r["evaluation"][name]) for r in records if name in r.get("evaluation", {})]
+        x, y = (np.array(column) for column in zip(*steps, strict=True))
+        width = max(len(y) // 50, 1)
+        smooth = np.convolve(y, np.ones(width) / width, "valid")
+        axis.plot(x, y, color="0.8", linewidth=0.8, label="a batch")
+        axis.plot(x[width - 1 :], smooth, color="tab:blue", label=f"mean of {width} steps")
+        if held_out:
+            axis.plot(*zip(*held_out, strict=True), "o-", color="tab:red", label="evaluation")
+        axis.set_xlabel("step")
+        axis.set_title(label, fontsize=10)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, frameon=False)
     figure.savefig(path)

@@ -60,7 +60,7 @@ def run(photos, tmp_path_factory):
 
 def test_train_leaves_checkpoint_table_events_figure(run):
     assert {p.name for p in run.iterdir()} == {
-        *("checkpoints", "metrics.jsonl", "predictions.png", "results.json", "results.md", "tensorboard")
+        *("checkpoints", "curves.png", "metrics.jsonl", "predictions.png", "results.json", "results.md", "tensorboard")
     }
     assert "sky" in (run / "results.md").read_text()
     scores = json.loads((run / "results.json").read_text())["scores"]

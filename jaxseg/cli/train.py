@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import jax
@@ -28,12 +28,13 @@ from jaxseg.data import (
 )
 from jaxseg.fit import Feed, Run, fit
 from jaxseg.predict import predictor
+from jaxseg.runlog import read_records
 from jaxseg.runs import load_run, metrics_table, model_config, model_from_config, write_results
 from jaxseg.train import adamw_cosine, sgd_poly, supervised
-from jaxseg.visualize import save_panels
+from jaxseg.visualize import save_curves, save_panels
 from jaxseg.weights.vgg import load_encoder
 
-__all__ = ["Train", "evaluation_feed", "placement_of", "save_example_panels", "train_command", "training_feed"]
+__all__ = ["Train", "evaluation_feed", "finish_run", "placement_of", "train_command", "training_feed"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Train:
     """Folder of the run: checkpoints, metrics, figures."""
     data: str = "shapes"
     """`shapes`, the embedded data set, or a folder of images and masks."""
-    steps: int = 500
+    steps: int = 1200
     """Optimizer steps."""
-    batch: int = 16
+    batch: int = 8
     """Examples a step, over all devices and hosts."""
     size: Size = (128, 128)
     """Height x width at which images are seen; images are scaled to fit and padded."""
@@ -67,8 +68,8 @@ class Train:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW under warm-up and cosine, or SGD with momentum under poly decay."""
     learning_rate: float | None = None
-    """Peak; default 2e-3 for adamw, 1e-2 for sgd."""
-    loss: Literal["cross_entropy", "dice", "focal", "cross_entropy+dice"] = "cross_entropy"
+    """Peak; default 5e-3 for adamw, 1e-2 for sgd."""
+    loss: Literal["cross_entropy", "dice", "focal", "cross_entropy+dice"] = "cross_entropy+dice"
     """What is minimised."""
     class_weights: Literal["none", "median"] = "none"
     """`median`: median-frequency balancing of the cross-entropy or focal loss."""
@@ -137,17 +138,17 @@ def evaluation_feed(
     return lambda: eval_batches(source, size, batch, label_size=label_size, **processes)
 
 
-def save_example_panels(run: pathlib.Path, source: Source, size: tuple[int, int], count: int = 4) -> pathlib.Path:
-    """Writes `predictions.png` of the run: input, truth and prediction of the first `count` examples."""
-    model, variables = load_run(run)
-    predict = predictor(model, variables, size)
-    examples = [source[i] for i in range(min(count, len(source)))]
-    images = [e["image"] for e in examples]
-    path = run / "predictions.png"
-    save_panels(
-        path, images, [e["label"] for e in examples], [predict(i) for i in images], source.palette, source.class_names
-    )
-    return path
+def finish_run(out: pathlib.Path, config: Mapping[str, Any], scores: Mapping[str, float], held_out: Source) -> None:
+    """Leaves what people look at: `predictions.png`, `curves.png` and the table; and says where."""
+    model, variables = load_run(out)
+    predict = predictor(model, variables, tuple(config["size"]))
+    examples = [held_out[i] for i in range(min(4, len(held_out)))]
+    images, truths = [e["image"] for e in examples], [e["label"] for e in examples]
+    predictions = [predict(image) for image in images]
+    save_panels(out / "predictions.png", images, truths, predictions, held_out.palette, held_out.class_names)
+    save_curves(out / "curves.png", list(read_records(out / "metrics.jsonl")))
+    write_results(out, config, scores, held_out.class_names)
+    print(f"\n{metrics_table(scores, held_out.class_names)}\nwrote results.md, predictions.png and curves.png in {out}")
 
 
 def _loss(config: Train, weights: np.ndarray | None) -> Callable:
@@ -184,7 +185,7 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
     images = jax.ShapeDtypeStruct((1, *config.size, 3), jnp.float32)
     jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)  # is the size one it takes?
 
-    rate = config.learning_rate or {"adamw": 2e-3, "sgd": 1e-2}[config.optimizer]
+    rate = config.learning_rate or {"adamw": 5e-3, "sgd": 1e-2}[config.optimizer]
     described |= {"data": "shapes" if config.data == "shapes" else "folder", "examples": len(train)}
     described |= {"learning_rate": rate, "steps": config.steps, "batch": config.batch, "seed": config.seed}
     for name in ("optimizer", "loss", "class_weights", "border_weights", "augment", "ema", "accumulate"):
@@ -229,7 +230,5 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
         config=described,
     )
     if not result.stopped and jax.process_index() == 0:
-        figure = save_example_panels(config.out, held_out, config.size)
-        write_results(config.out, described, result.scores, train.class_names)
-        print(f"\n{metrics_table(result.scores, train.class_names)}\nwrote {config.out / 'results.md'} and {figure}")
+        finish_run(config.out, described, result.scores, held_out)
     return 0
