@@ -37,8 +37,9 @@ class VGG(nn.Module):
     (the last convolutions' names go by `depths`, how many each of the five stages has). With `with_indices`,
     also `indices1` ... `indices5`, the places of the poolings' maxima.
 
-    `ceil_mode` pools odd sizes as Caffe. `first_padding` is conv1_1's, 100 in the released FCN. `norm`, if any,
-    stands between a convolution and its ReLU. Any height and width that leaves every pooling a row will do.
+    `ceil_mode` pools odd sizes as Caffe. `first_padding` is conv1_1's, 100 in the released FCN. `norm`, if
+    any, stands between a convolution and its ReLU. Any height and width that leaves every pooling a row will
+    do: 32 and more, or 1 and more with `ceil_mode`.
     """
 
     depths: tuple[int, ...]

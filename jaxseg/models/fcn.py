@@ -83,7 +83,8 @@ class FCN(nn.Module):
     `stride` is that of the finest scores, 32, 16 or 8. As released: conv1_1 pads 100, poolings round up, and
     crops are at offsets 5 and 9 for the skips and 19, 27 or 31 for the output, so that any height and width
     will do. `fixed_upsampling` keeps the transposed convolutions bilinear, as the released nets do.
-    `pool_scales` multiply pool4 and pool3 before they are scored: (0.01, 0.0001) in the released "at once" nets.
+    `pool_scales` multiply pool4 and pool3 before they are scored: (0.01, 0.0001) in the released "at once"
+    nets.
     """
 
     num_classes: int
@@ -126,8 +127,9 @@ fcn8s_vgg16_at_once = functools.partial(FCN, stride=8, pool_scales=(0.01, 0.0001
 class FCN1x1(nn.Module):
     """VGG-16 with fc6 and fc7 as 1x1 convolutions and one upsampling (after Long et al. 2015, section 3.1).
 
-    The form that lectures draw: every convolution keeps its size, fc6 sees one position instead of 7x7, and one
-    transposed convolution returns from stride 32 to the image. Poolings round up: any height and width will do.
+    The form that lectures draw: every convolution keeps its size, fc6 sees one position instead of 7x7, and
+    one transposed convolution returns from stride 32 to the image. Poolings round up, so that any height and
+    width will do.
     """
 
     num_classes: int

@@ -84,8 +84,8 @@ class SegNetBasic(nn.Module):
     """SegNet-Basic, four encoders and four decoders (Badrinarayanan et al. 2017, section 3.2).
 
     Every layer has `features` channels and a 7x7 convolution without bias, then batch norm; no ReLU in the
-    decoder. Any height and width will do. `local_response_norm` normalises the input first, as the released net
-    does to 0-255 images; on standardised images it changes next to nothing, and is off.
+    decoder. Any height and width will do. `local_response_norm` normalises the input first, as the released
+    net does to 0-255 images; on standardised images it changes next to nothing, and is off.
     """
 
     num_classes: int

@@ -45,23 +45,39 @@ class DoubleConv(nn.Module):
         return x
 
 
-def _stage(model: nn.Module, features: int, name: str, *, norm: Any, padding: int, train: bool) -> Callable:
-    """One resolution of `model` as a function of its features, rematerialised where the model asks for it."""
+def _double_conv(
+    model: Any, x: Array, features: int, name: str, *, norm: Any = None, padding: int = 0, train: bool
+) -> Array:
+    """One resolution of `model`, rematerialised where the model asks for it."""
 
-    def stage(parent, x):
-        block = DoubleConv(features, norm, padding, parent.dtype, name=name, parent=parent)
-        return block(x, train=train)
+    def run(parent, x):
+        return DoubleConv(features, norm, padding, parent.dtype, name=name, parent=parent)(x, train=train)
 
-    stage = nn.remat(stage) if model.remat else stage
-    return functools.partial(stage, model)
+    return (nn.remat(run) if model.remat else run)(model, x)
+
+
+def _upconv(model: Any, x: Array, features: int, name: str) -> Array:
+    """The paper's 2x2 up-convolution."""
+    return nn.ConvTranspose(
+        features,
+        (2, 2),
+        (2, 2),
+        padding=[(1, 1)] * 2,
+        transpose_kernel=True,
+        kernel_init=he_init,
+        dtype=model.dtype,
+        name=name,
+        parent=model,
+    )(x)
 
 
 class UNet(nn.Module):
     """U-Net (Ronneberger et al. 2015, Figure 1), padded and with batch norm, so that logits cover the image.
 
-    `features` are the widths from the finest resolution to the coarsest, one pooling between neighbours; height
-    and width must be divisible by `2 ** (len(features) - 1)`, else ValueError. `norm=None` gives convolutions
-    with biases instead. `dropout` is the rate after the coarsest level. `remat` trades time for memory.
+    `features` are the widths from the finest resolution to the coarsest, one pooling between neighbours;
+    height and width must be divisible by `2 ** (len(features) - 1)`, else ValueError. `norm=None` gives
+    convolutions with biases instead. `dropout` is the rate after the coarsest level. `remat` trades time for
+    memory.
     """
 
     num_classes: int
@@ -78,28 +94,19 @@ class UNet(nn.Module):
         if size[0] % stride or size[1] % stride or not all(size):
             good = tuple(max(1, -(-s // stride)) * stride for s in size)
             raise ValueError(f"UNet needs h, w divisible by {stride}, got {size}; pad to {good}")
-        spec = {"norm": self.norm, "padding": 1, "train": train}
+        conv = functools.partial(_double_conv, self, norm=self.norm, padding=1, train=train)
         x = images.astype(self.dtype)
         skips = []
         for level, features in enumerate(self.features, 1):
             if level > 1:
                 skips.append(x)
                 x = max_pool(x)
-            x = _stage(self, features, f"down{level}", **spec)(x)
+            x = conv(x, features, f"down{level}")
         x = Dropout(self.dropout)(x, train=train)
         for level in range(len(skips), 0, -1):
             features = self.features[level - 1]
-            x = nn.ConvTranspose(
-                features,
-                (2, 2),
-                (2, 2),
-                padding="VALID",
-                transpose_kernel=True,
-                kernel_init=he_init,
-                dtype=self.dtype,
-                name=f"upconv{level}",
-            )(x)
-            x = _stage(self, features, f"up{level}", **spec)(jnp.concatenate([skips[level - 1], x], -1))
+            x = _upconv(self, x, features, f"upconv{level}")
+            x = conv(jnp.concatenate([skips[level - 1], x], -1), features, f"up{level}")
         logits = nn.Conv(self.num_classes, (1, 1), kernel_init=he_init, dtype=self.dtype, name="logits")(x)
         return SegmentationOutput(logits.astype(jnp.float32))
 
@@ -133,7 +140,7 @@ def _valid_at_least(size: int, depth: int) -> int:
     return base + scale * max(smallest, -(-(size - base) // scale))
 
 
-def _crop(x: Array, size: tuple[int, int]) -> Array:
+def _crop(x: Array, size: tuple[int, ...]) -> Array:
     top, left = (x.shape[1] - size[0]) // 2, (x.shape[2] - size[1]) // 2
     return x[:, top : top + size[0], left : left + size[1]]
 
@@ -141,9 +148,10 @@ def _crop(x: Array, size: tuple[int, int]) -> Array:
 class UNetValid(nn.Module):
     """U-Net with valid convolutions (Ronneberger et al. 2015, Figure 1): logits are 184 pixels smaller.
 
-    Logits are `[n, valid_output_size(h), valid_output_size(w), k]` and belong to the centre of the image, which
-    is why the paper mirrors the border (its Figure 2). A size that a pooling would not divide is a ValueError
-    that names the next good one. As released, dropout of rate `dropout` follows the two coarsest levels.
+    Logits are `[n, valid_output_size(h), valid_output_size(w), k]` and belong to the centre of the image,
+    which is why the paper mirrors the border (its Figure 2). A size that a pooling would not divide is a
+    ValueError that names the next good one. As released, dropout of rate `dropout` follows the two coarsest
+    levels.
     """
 
     num_classes: int
@@ -159,31 +167,21 @@ class UNetValid(nn.Module):
         good = tuple(_valid_at_least(s, depth) for s in size)
         if size != good:
             raise ValueError(f"UNetValid cannot pool h, w of {size} evenly; mirror the border up to {good}")
-        spec = {"norm": None, "padding": 0, "train": train}
         x = images.astype(self.dtype)
         skips = []
         for level, features in enumerate(self.features, 1):
             if level > 1:
                 skips.append(x)
                 x = max_pool(x)
-            x = _stage(self, features, f"down{level}", **spec)(x)
+            x = _double_conv(self, x, features, f"down{level}", train=train)
             if level >= depth:
                 x = Dropout(self.dropout)(x, train=train)
         for level in range(depth, 0, -1):
             features = self.features[level - 1]
             # The released net widens the last of these to 128; Figure 1 halves it like the others, as here.
-            x = nn.ConvTranspose(
-                features,
-                (2, 2),
-                (2, 2),
-                padding="VALID",
-                transpose_kernel=True,
-                kernel_init=he_init,
-                dtype=self.dtype,
-                name=f"upconv{level}",
-            )(x)
+            x = _upconv(self, x, features, f"upconv{level}")
             x = nn.relu(x)  # not in the figure, but in the released net
             skip = _crop(skips[level - 1], x.shape[1:3])
-            x = _stage(self, features, f"up{level}", **spec)(jnp.concatenate([skip, x], -1))
+            x = _double_conv(self, jnp.concatenate([skip, x], -1), features, f"up{level}", train=train)
         logits = nn.Conv(self.num_classes, (1, 1), kernel_init=he_init, dtype=self.dtype, name="logits")(x)
         return SegmentationOutput(logits.astype(jnp.float32))

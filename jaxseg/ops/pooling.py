@@ -19,11 +19,12 @@ __all__ = ["max_pool", "max_pool_with_indices", "max_unpool", "pooled_size"]
 def pooled_size(size: int, window: int, stride: int, padding: int = 0, *, ceil_mode: bool = False) -> int:
     """Length that a pooled axis of `size` has."""
     steps, rest = divmod(size + 2 * padding - window, stride)
-    if steps < 0 and not (ceil_mode and steps == -1):
-        raise ValueError(f"max-pooling with window {window} needs an axis of at least {window}, got {size}")
     n = steps + 1 + (1 if ceil_mode and rest else 0)
     if ceil_mode and (n - 1) * stride >= size + padding:  # a window must start in the image
         n -= 1
+    if n < 1:
+        least = max(1, window - 2 * padding - (stride - 1 if ceil_mode else 0))
+        raise ValueError(f"max-pooling with window {window} needs h, w of at least {least}, got {size}")
     return n
 
 
@@ -76,9 +77,10 @@ def max_pool(
 
     On CPU as a maximum of shifted views, elsewhere as a window reduction, with the same values and gradients.
     """
-    spec = {"window": window, "stride": stride, "padding": padding, "ceil_mode": ceil_mode}
     return jax.lax.platform_dependent(
-        x, cpu=functools.partial(_max_of_views, **spec), default=functools.partial(_reduce_window_max, **spec)
+        x,
+        cpu=lambda x: _max_of_views(x, window, stride, padding, ceil_mode),
+        default=lambda x: _reduce_window_max(x, window, stride, padding, ceil_mode),
     )
 
 
@@ -108,8 +110,8 @@ def max_unpool(
     that does not pool to `x`.
     """
     n, ph, pw, c = x.shape
-    for axis, pooled, full in (("height", ph, size[0]), ("width", pw, size[1])):
-        if not (pooled - 1) * window < full < (pooled + 1) * window:
+    for axis, pooled, wanted in (("height", ph, size[0]), ("width", pw, size[1])):
+        if not (pooled - 1) * window < wanted < (pooled + 1) * window:
             raise ValueError(
                 f"max_unpool of {axis} {pooled} with window {window} fills {pooled * window - window + 1} to "
                 f"{pooled * window + window - 1} pixels, got size {size}"

@@ -63,7 +63,10 @@ def resize_bilinear(
 
 
 def resize_nearest(x: Num[Array, "n h w c"], size: tuple[int, int]) -> Num[Array, "n h2 w2 c"]:
-    """Nearest neighbour to `size`, as PyTorch's `interpolate(mode="nearest")`: output i is input i * in // out."""
+    """Nearest neighbour to `size`, as PyTorch's `interpolate(mode="nearest")`.
+
+    Output i of n is input `i * n_in // n`.
+    """
     if min(size) < 1 or 0 in x.shape[1:3]:
         raise ValueError(f"resize_nearest needs h, w of at least 1, got {x.shape[1:3]} to {size}")
     for axis, n_out in ((1, size[0]), (2, size[1])):
@@ -84,7 +87,7 @@ def _bilinear_line(size: int) -> np.ndarray:
 
 
 def bilinear_kernel(size: int, channels: int) -> Float[np.ndarray, "size size channels channels"]:
-    """Transposed convolution's kernel that interpolates bilinearly, each channel by itself (Long et al. 2015).
+    """Kernel of a transposed convolution that interpolates each channel bilinearly (Long et al. 2015).
 
     With stride s, a kernel of `size` 2s - s % 2 upsamples by s: Caffe's `bilinear` filler and FCN's surgery.
     """

@@ -1,0 +1,15 @@
+"""Published checkpoints: files to named arrays, and named arrays to Flax variables."""
+
+from jaxseg.weights.files import read_weights
+from jaxseg.weights.pth import UnsafePickle, read_pth
+from jaxseg.weights.vgg import WeightsMismatch, from_torchvision, load_encoder, to_torchvision
+
+__all__ = [
+    "UnsafePickle",
+    "WeightsMismatch",
+    "from_torchvision",
+    "load_encoder",
+    "read_pth",
+    "read_weights",
+    "to_torchvision",
+]

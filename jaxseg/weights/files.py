@@ -1,0 +1,61 @@
+"""A file of weights, of any format that is safe to read, to a flat dict of arrays."""
+
+import pathlib
+import zipfile
+
+import numpy as np
+
+from jaxseg.weights.pth import read_pth
+
+__all__ = ["read_weights"]
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.flax import load_file  # the NumPy loader knows no bfloat16
+
+    try:
+        return {name: np.asarray(array) for name, array in load_file(path).items()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole .safetensors file: {error}") from error
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} is no whole .npz file: {error}") from error
+
+
+def _read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
+    tree = read_pth(path)
+    for key in ("state_dict", "model"):  # training checkpoints wrap it
+        if isinstance(tree, dict) and isinstance(tree.get(key), dict):
+            tree = tree[key]
+    if not isinstance(tree, dict) or not all(isinstance(v, np.ndarray) for v in tree.values()):
+        raise ValueError(f"{path} holds no state_dict: names with one tensor each")
+    return tree
+
+
+READERS = {
+    ".pth": _read_state_dict,
+    ".pt": _read_state_dict,
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+}
+
+
+def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """Arrays by name, from a `.pth` or `.pt` (read without PyTorch), `.safetensors` or `.npz` file.
+
+    Raises ValueError for another suffix, or a file that is not whole; `UnsafePickle` as `read_pth`.
+    """
+    path = pathlib.Path(path)
+    if path.suffix not in READERS:
+        raise ValueError(
+            f"{path}: weights come as {', '.join(READERS)}, not {path.suffix or 'without suffix'}"
+        )
+    return READERS[path.suffix](path)

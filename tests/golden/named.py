@@ -1,0 +1,36 @@
+"""Weights and images that are functions of their names, so that a golden file need not hold them."""
+
+import zlib
+
+import jax
+import numpy as np
+
+__all__ = ["fill", "image", "value"]
+
+
+def _generator(name):
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+def value(path, shape):
+    """The array of that path of variables, such as `params/conv1_1/kernel`, in Flax's layout."""
+    noise = _generator(path).standard_normal(shape, np.float32)
+    field = path.split("/")[-1]
+    if field == "kernel":
+        return noise * np.float32((2 / np.prod(shape[:-1])) ** 0.5)
+    if field == "scale":
+        return 1 + 0.2 * noise
+    if field == "var":
+        return np.exp(0.3 * noise)
+    return 0.2 * noise
+
+
+def fill(shapes):
+    """Variables of those shapes, as `jax.eval_shape` of a model's init gives them."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.numpy.asarray(value("/".join(key.key for key in path), leaf.shape)), shapes
+    )
+
+
+def image(n, h, w, channels=3):
+    return jax.numpy.asarray(_generator(f"{n} {h} {w}").standard_normal((n, h, w, channels), np.float32))

@@ -1,0 +1,291 @@
+"""Every model of MODELS: its size, shapes, gradients and, against PyTorch transcriptions, its numbers."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden.named import fill, image
+
+import jaxseg
+from jaxseg.backbones.vgg import vgg16, vgg16_bn
+from jaxseg.models import MODELS, model_source
+from jaxseg.models.fcn import Upsample
+from jaxseg.models.unet import valid_input_size, valid_output_size
+from jaxseg.ops.resize import bilinear_kernel
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "segmentation.npz"
+
+# Parameters with 21 classes. VGG-16's convolutions 14,714,688; fc6, fc7 119,545,856 as 7x7 and 1x1 or, both
+# 1x1, 18,882,560; score_fr 4096 * 21 + 21 = 86,037; score_pool4, pool3 512 * 21 + 21, 256 * 21 + 21; upsampling
+# by s (2 s)^2 21^2. The test with the parity mark counts the PyTorch transcriptions.
+COUNTS = {
+    "fcn32s_vgg16": 14_714_688 + 119_545_856 + 86_037 + 64**2 * 21**2,
+    "fcn16s_vgg16": 14_714_688 + 119_545_856 + 86_037 + 10_773 + (4**2 + 32**2) * 21**2,
+    "fcn8s_vgg16": 14_714_688 + 119_545_856 + 86_037 + 10_773 + 5_397 + (2 * 4**2 + 16**2) * 21**2,
+    "fcn8s_vgg16_at_once": 134_489_759,
+    "fcn_vgg16_1x1": 14_714_688 + 18_882_560 + 86_037 + 64**2 * 21**2,
+    "segnet_vgg16_bn": 29_455_125,
+    "segnet_basic": 9_408 + 7 * 200_704 + 8 * 128 + 65 * 21,
+    "unet": 31_037_698 + 19 * 65,
+    "unet_small": 1_942_594 + 19 * 17,
+    "unet_valid": 31_031_810 + 19 * 65,
+}
+
+NARROW = (4, 8, 8, 12, 16)
+FCN_FIELDS = {"encoder": functools.partial(vgg16, features=NARROW), "fc_features": 24}
+UNET_FIELDS = {"features": (4, 6, 8, 10, 12)}
+FIELDS = {
+    "fcn32s_vgg16": FCN_FIELDS,
+    "fcn16s_vgg16": FCN_FIELDS,
+    "fcn8s_vgg16": FCN_FIELDS,
+    "fcn8s_vgg16_at_once": FCN_FIELDS,
+    "fcn_vgg16_1x1": FCN_FIELDS,
+    "segnet_vgg16_bn": {"encoder": functools.partial(vgg16_bn, features=NARROW)},
+    "segnet_basic": {"features": 8},
+    "unet": UNET_FIELDS,
+    "unet_small": UNET_FIELDS,
+    "unet_valid": UNET_FIELDS,
+}
+SIZES = {"unet": (48, 32), "unet_small": (48, 32), "unet_valid": (188, 204)}
+NORMED = ("segnet_vgg16_bn", "segnet_basic", "unet")
+
+
+def shapes(model, images):
+    return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+
+
+@functools.cache
+def narrow(name):
+    """The model with few channels and 5 classes, in named weights, and two images."""
+    model = jaxseg.create_model(name, 5, **FIELDS[name])
+    images = image(2, *SIZES.get(name, (37, 53)))
+    return model, fill(shapes(model, images)), images
+
+
+def close(ours, golden):
+    """Within 1e-4 for numbers of order 1."""
+    np.testing.assert_allclose(ours, golden, rtol=0, atol=1e-4 * min(1, np.std(golden)))
+
+
+def test_every_model_has_its_rows():
+    assert set(COUNTS) == set(FIELDS) == set(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_shape_dtype_and_source(name):
+    model = jaxseg.create_model(name, 21)
+    size = (188, 220) if name == "unet_valid" else (64, 80)
+    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+    variables = shapes(model, images)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == COUNTS[name]
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    model = model.clone(dtype=jnp.bfloat16, remat=True)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a == b, shapes(model, images), variables))
+    apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    output, _ = jax.eval_shape(apply, variables, images, rngs={"dropout": jax.random.key(0)})
+    expected = tuple(map(valid_output_size, size)) if name == "unet_valid" else size
+    assert output.logits.shape == (2, *expected, 21)
+    assert output.logits.dtype == jnp.float32
+    assert output.aux_logits is None
+    assert " et al. 20" in model_source(name)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_the_references(name):
+    model, variables, images = narrow(name)
+    traces = []
+
+    @jax.jit
+    def forward(variables, images):
+        traces.append(None)
+        return model.apply(variables, images, train=False, mutable=["batch_stats"])
+
+    output, state = forward(variables, images)
+    forward(variables, images + 1)
+    assert len(traces) == 1
+    old = variables.get("batch_stats", {})
+    assert jax.tree.all(jax.tree.map(np.array_equal, state.get("batch_stats", {}), old))
+    with np.load(GOLDEN) as golden:
+        close(output.logits[:, ::5, ::7], golden[name])
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_train_mode_is_the_references(name):
+    model, variables, images = narrow(name)
+    train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+    output, state = train(variables, images)
+    with np.load(GOLDEN) as golden:
+        close(output.logits[:, ::5, ::7], golden[f"{name} train"])
+        for path, leaf in jax.tree_util.tree_leaves_with_path(dict(state)):
+            theirs = golden[f"{name} {'/'.join(key.key for key in path)}"]
+            np.testing.assert_allclose(leaf[:3], theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_has_a_gradient(name):
+    model, variables, images = narrow(name)
+    if name.startswith("fcn"):
+        images = images[:1]
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):  # in eval mode: batch statistics cancel the biases before them
+            logits = model.apply({**variables, "params": params}, images, train=False).logits
+            return (logits**2).mean()
+
+        return jax.grad(loss)(params)
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(variables["params"])):
+        assert jnp.isfinite(leaf).all(), path
+        assert (leaf != 0).any(), path
+
+
+@pytest.mark.parametrize("name", ["segnet_vgg16_bn", "segnet_basic", "unet_valid"])
+def test_remat_changes_nothing(name):
+    model, variables, images = narrow(name)
+
+    def gradient(model, params):
+        def loss(params):
+            apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+            output, _ = apply({**variables, "params": params}, images, rngs={"dropout": jax.random.key(0)})
+            return (output.logits**2).mean()
+
+        return jax.grad(loss)(params)
+
+    plain = jax.make_jaxpr(functools.partial(gradient, model))(variables["params"])
+    remat = jax.make_jaxpr(functools.partial(gradient, model.clone(remat=True)))(variables["params"])
+    assert "remat" in str(remat)
+    assert "remat" not in str(plain)
+    if name == "segnet_basic":
+        ours, theirs = (jax.jit(functools.partial(gradient, m)) for m in (model, model.clone(remat=True)))
+        for a, b in zip(*(jax.tree.leaves(f(variables["params"])) for f in (ours, theirs)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (31, 33), (224, 97), (250, 333)])
+@pytest.mark.parametrize("name", [name for name in MODELS if "unet" not in name])
+def test_any_size_is_accepted(name, size):
+    model, variables, _ = narrow(name)
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    output = jax.eval_shape(functools.partial(model.apply, train=False), variables, images)
+    assert output.logits.shape == (1, *size, 5)
+
+
+def test_fixed_upsampling_is_the_bilinear_start_of_the_learned_one():
+    learned, variables, images = narrow("fcn8s_vgg16")
+    fixed = learned.clone(fixed_upsampling=True)
+    params = variables["params"]
+    bilinear = {
+        k: jax.tree.map(lambda w: jnp.asarray(bilinear_kernel(len(w), 5)), v)
+        if k.startswith("upscore")
+        else v
+        for k, v in params.items()
+    }
+    without = {k: v for k, v in params.items() if not k.startswith("upscore")}
+    assert set(shapes(fixed, images)["params"]) == set(without)
+    images = images[:1, :8, :8]
+    a = jax.jit(functools.partial(learned.apply, train=False))({"params": bilinear}, images).logits
+    b = jax.jit(functools.partial(fixed.apply, train=False))({"params": without}, images).logits
+    np.testing.assert_allclose(a, b, atol=1e-5)
+    upsample = Upsample(4, False, jnp.float32)
+    start = upsample.init(jax.random.key(0), images)["params"]["deconv"]["kernel"]
+    np.testing.assert_array_equal(start, bilinear_kernel(8, 3))
+
+
+def test_sizes_of_unet():
+    with pytest.raises(ValueError, match=r"divisible by 16, got \(250, 333\); pad to \(256, 336\)"):
+        jaxseg.create_model("unet_small", 2).init(jax.random.key(0), jnp.zeros((1, 250, 333, 3)), train=False)
+    assert valid_output_size(572) == 388
+    assert valid_input_size(388) == 572
+    with pytest.raises(ValueError, match=r"\(570, 188\).*mirror the border up to \(572, 188\)"):
+        jaxseg.create_model("unet_valid", 2).init(jax.random.key(0), jnp.zeros((1, 570, 188, 3)), train=False)
+    with pytest.raises(ValueError, match="got 100; mirror the border up to 188"):
+        valid_output_size(100)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 4])
+def test_valid_sizes_by_walking_through_the_figure(depth):
+    def output(size):
+        for _ in range(depth):
+            size -= 4
+            if size <= 0 or size % 2:
+                return None
+            size //= 2
+        size -= 4
+        for _ in range(depth):
+            size = 2 * size - 4 if size > 0 else 0
+        return size if size > 0 else None
+
+    good = [size for size in range(1, 420) if output(size)]
+    for size in range(1, 400):
+        if size in good:
+            assert valid_output_size(size, depth) == output(size)
+        else:
+            with pytest.raises(ValueError, match="up to"):
+                valid_output_size(size, depth)
+    for wanted in range(1, 200):
+        smallest = valid_input_size(wanted, depth)
+        assert valid_output_size(smallest, depth) >= wanted
+        assert all(output(size) < wanted for size in good if size < smallest)
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(ValueError, match=r'no model "unett"; did you mean "unet"\? jaxseg\.MODELS lists all'):
+        jaxseg.create_model("unett", 2)
+    with pytest.raises(ValueError, match=r'"unet" has no field "feature"; did you mean "features"\?'):
+        jaxseg.create_model("unet", 2, feature=(4, 8))
+    model = jaxseg.create_model("fcn8s_vgg16", 2, stride=4)
+    with pytest.raises(ValueError, match="stride is 8, 16 or 32, got 4"):
+        model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", MODELS)
+def test_counts_of_the_transcriptions(name):
+    pytest.importorskip("torch")
+    from golden import reference
+
+    assert reference.count(reference.full(name)) == COUNTS[name]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("train", [False, True])
+def test_beside_torch(name, train):
+    """Logits, gradients and running statistics, in both modes, without dropout."""
+    torch = pytest.importorskip("torch")
+    from golden import reference
+
+    model, variables, images = narrow(name)
+    if hasattr(model, "dropout"):
+        model = model.clone(dropout=0.0)
+    theirs = reference.narrow(name).train()
+    if not train:
+        for module in theirs.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+    logits = reference.run(theirs, images)
+    (logits**2).mean().backward()
+
+    @jax.jit
+    def run(params):
+        def loss(params):
+            output, state = model.apply(
+                {**variables, "params": params}, images, train=train, mutable=["batch_stats"]
+            )
+            return (output.logits**2).mean(), (output.logits, state)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (_, (ours, state)), gradients = run(variables["params"])
+    close(ours, logits.detach().numpy())
+    expected = reference.gradients(theirs)
+    for path, leaf in jax.tree_util.tree_leaves_with_path({"params": gradients}):
+        other = expected["/".join(key.key for key in path)]
+        np.testing.assert_allclose(leaf, other, atol=1e-4 * max(1e-2, np.abs(other).max()), err_msg=str(path))
+    statistics = reference.statistics(theirs)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(dict(state)):
+        np.testing.assert_allclose(leaf, statistics["/".join(key.key for key in path)], atol=1e-5, rtol=1e-4)
