@@ -168,18 +168,18 @@ def restore_params(directory: pathlib.Path) -> tuple[dict[str, Any], dict[str, A
     steps = _steps(directory)
     if not steps:
         raise FileNotFoundError(f"no checkpoint in {directory}; train one there first")
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        for step in steps:
-            path = directory / str(step) / "state"
-            try:
-                meta = read_meta(directory, step)
-                saved = checkpointer.metadata(path).item_metadata.tree
-                wanted = {k: saved[k] for k in ("params", "model_state", "ema_params") if saved.get(k) is not None}
-                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-                request = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
-                state = checkpointer.restore(path, args=request)
-                _verify(state, meta["checksums"])
-                return state, meta
-            except Exception as error:  # tensorstore and Orbax raise many kinds for damaged files
-                log.warning("checkpoint %s is damaged (%s); trying the one before", path.parent, error)
+    handler = ocp.PyTreeCheckpointHandler()
+    for step in steps:
+        path = directory / str(step) / "state"
+        try:
+            meta = read_meta(directory, step)
+            saved = handler.metadata(path).tree
+            wanted = {k: saved[k] for k in ("params", "model_state", "ema_params") if saved.get(k) is not None}
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            request = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
+            state = handler.restore(path, args=request)
+            _verify(state, meta["checksums"])
+            return state, meta
+        except Exception as error:  # tensorstore and Orbax raise many kinds for damaged files
+            log.warning("checkpoint %s is damaged (%s); trying the one before", path.parent, error)
     raise ValueError(f"no checkpoint in {directory} is whole: {', '.join(map(str, steps))} are damaged")

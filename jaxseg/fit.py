@@ -166,17 +166,18 @@ def fit(
     with contextlib.ExitStack() as stack:
         stop_requested = stack.enter_context(_stop_requests())
         manager = stack.enter_context(checkpoint.open_checkpoints(run.out / "checkpoints", keep=run.keep))
-        first = next(iter(train.batches(0)))
+        batches = iter(train.batches(0))
+        first = next(batches)
         shapes = jax.eval_shape(fns.init, init_key, first)
-        restored = checkpoint.restore(manager, placement.shape_state(shapes), config)
+        restored = checkpoint.restore(manager, placement.shape_saved(shapes), config)
         start = 0 if restored is None else restored.step
         log = RunLog(run.out, start=start, steps=run.steps, examples_per_step=run.batch)
         stack.callback(log.close)
         for line in () if restored is None else restored.skipped:
             log.say(line)
-        if start:
+        if restored is not None and start:
             log.say(f"resuming after step {start} of {run.steps}  [{placement.name}]")
-            state = restored.state
+            state = placement.from_saved(restored.state)
         else:
             log.say(f"starting {run.steps} steps of {run.batch}  [{placement.name}]; the first step compiles")
             state = placement.put_state(fns.init(init_key, first))
@@ -211,8 +212,11 @@ def fit(
             log.evaluation(step, scores)
             return scores
 
-        batches = iter(train.batches(start)) if start < run.steps else iter(())
-        placed = placement.put_batch(next(batches)) if start < run.steps else None
+        if start < run.steps:
+            if start:
+                batches = iter(train.batches(start))
+                first = next(batches)
+            placed = placement.put_batch(first)
         stopped = False
         wait = 0.0
         for step in range(start, run.steps):
@@ -235,7 +239,7 @@ def fit(
                 stopped = stop_requested()
             if last or stopped or (step + 1) % run.checkpoint_every == 0:
                 settle()  # a checkpoint is of finite steps only
-                checkpoint.save(manager, step + 1, state, config)
+                checkpoint.save(manager, step + 1, placement.to_saved(state), config)
                 saved = step + 1
             if stopped:
                 break

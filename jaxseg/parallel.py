@@ -25,7 +25,9 @@ class Placement(NamedTuple):
     batch_devices: int  # the global batch divides by this
     put_batch: Callable[[Mapping[str, np.ndarray]], PyTree]  # this process's slice of the batch -> device arrays
     put_state: Callable[[PyTree], PyTree]  # a state on the host or one device -> placed; never aliases its input
-    shape_state: Callable[[PyTree], PyTree]  # shapes -> shapes with shardings, the template of a restore
+    shape_saved: Callable[[PyTree], PyTree]  # shapes -> shapes with shardings, the template of a restore
+    to_saved: Callable[[PyTree], PyTree]  # a placed state -> global arrays, which a checkpoint is made of
+    from_saved: Callable[[PyTree], PyTree]  # what was restored to the template -> a placed state
     compile_update: Callable[[Callable], Callable]  # update -> (state, batch, key, step) -> (state, metrics)
     compile_evaluate: Callable[[Callable], Callable]  # evaluate -> (state, batch) -> sums
 
@@ -99,9 +101,11 @@ def over_mesh(mesh: Mesh) -> Placement:
         batch_devices=sizes["data"] * sizes["fsdp"],
         put_batch=put_batch,
         put_state=lambda state: jax.tree.map(put_leaf, state),
-        shape_state=lambda shapes: jax.tree.map(
+        shape_saved=lambda shapes: jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=state_sharding(x)), shapes
         ),
+        to_saved=lambda state: state,
+        from_saved=lambda state: state,
         compile_update=compile_update,
         compile_evaluate=compile_evaluate,
     )
@@ -109,18 +113,34 @@ def over_mesh(mesh: Mesh) -> Placement:
 
 def over_pmap(devices: Sequence[Any] | None = None) -> Placement:
     """Data parallelism by `jax.pmap`: each device updates a whole copy of the state with its slice of the batch."""
-    local = [d for d in (jax.devices() if devices is None else devices) if d.process_index == jax.process_index()]
-    count = len(jax.devices() if devices is None else devices)
+    every = list(jax.devices() if devices is None else devices)
+    local = [d for d in every if d.process_index == jax.process_index()]
 
     # what pmap itself returns for out_axes=None; a state placed otherwise would compile the step twice
     whole = NamedSharding(Mesh(np.array(local), (BATCH_AXIS,)), PartitionSpec())
+    # a process's pmap holds host-local arrays; a checkpoint of several processes is of global ones
+    everywhere = NamedSharding(Mesh(np.array(every), (BATCH_AXIS,)), PartitionSpec())
+
+    def to_saved(state: PyTree) -> PyTree:
+        if len(every) == len(local):
+            return state
+        as_global = lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda index: np.asarray(x)[index])  # noqa: E731
+        return jax.tree.map(as_global, state)
+
+    def from_saved(state: PyTree) -> PyTree:
+        if len(every) == len(local):
+            return state
+        return put_state(jax.tree.map(lambda x: x.addressable_data(0), state))
+
+    def put_state(state: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: jax.device_put(np.array(x), whole, may_alias=False), state)
 
     def put_batch(batch: Mapping[str, np.ndarray]) -> PyTree:
         return jax.tree.map(lambda x: x.reshape(len(local), -1, *x.shape[1:]), dict(batch))
 
     def mapped(f: Callable, in_axes: tuple, out_axes: Any, **options: Any) -> Callable:
-        every = None if jax.process_count() > 1 else local
-        return jax.pmap(f, axis_name=BATCH_AXIS, in_axes=in_axes, out_axes=out_axes, devices=every, **options)
+        chosen = None if devices is None else local
+        return jax.pmap(f, axis_name=BATCH_AXIS, in_axes=in_axes, out_axes=out_axes, devices=chosen, **options)
 
     def compile_update(update: Callable) -> Callable:
         def step_update(state: PyTree, batch: PyTree, key: jax.Array, step: Any) -> tuple[PyTree, PyTree]:
@@ -129,13 +149,15 @@ def over_pmap(devices: Sequence[Any] | None = None) -> Placement:
         return mapped(step_update, (None, 0, None, None), None, donate_argnums=0)
 
     return Placement(
-        name=f"pmap over {count} device{'s' * (count > 1)}",
-        batch_devices=count,
+        name=f"pmap over {len(every)} device{'s' * (len(every) > 1)}",
+        batch_devices=len(every),
         put_batch=put_batch,
-        put_state=lambda state: jax.tree.map(lambda x: jax.device_put(np.array(x), whole, may_alias=False), state),
-        shape_state=lambda shapes: jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes
+        put_state=put_state,
+        shape_saved=lambda shapes: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes
         ),
+        to_saved=to_saved,
+        from_saved=from_saved,
         compile_update=compile_update,
         compile_evaluate=lambda evaluate: mapped(evaluate, (None, 0), None),
     )

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 
 from jaxseg.data.augment import normalize
 from jaxseg.data.canvas import Fit, fit_geometry, fit_image
@@ -54,8 +54,8 @@ def _tiles(length: int, tile: int) -> Iterator[int]:
 
 
 def overlap_tile(
-    apply: Callable[[Float[np.ndarray, "1 t1 t2 c"]], Float[Array, "1 u1 u2 k"]],
-    image: Float[np.ndarray, "h w c"],
+    apply: Callable[[Shaped[np.ndarray, "1 t1 t2 c"]], Float[Array, "1 u1 u2 k"]],
+    image: Shaped[np.ndarray, "h w c"],
     input_tile: tuple[int, int],
     output_tile: tuple[int, int],
 ) -> Float[np.ndarray, "h w k"]:
@@ -69,7 +69,7 @@ def overlap_tile(
     reach_h, reach_w = max(h, output_tile[0]), max(w, output_tile[1])
     below = reach_h - h + input_tile[0] - output_tile[0] - top
     right = reach_w - w + input_tile[1] - output_tile[1] - left
-    mode = "reflect" if min(h, w) > 1 else "edge"  # one pixel has no mirror image
+    mode: Any = "reflect" if min(h, w) > 1 else "edge"  # one pixel has no mirror image
     mirrored = np.pad(image, ((top, below), (left, right), (0, 0)), mode=mode)
     result: np.ndarray | None = None
     for y in _tiles(h, output_tile[0]):
@@ -95,7 +95,8 @@ def predictor(
 
     @jax.jit
     def apply(variables: PyTree, images: Array) -> Array:
-        return model.apply(variables, normalize(images.astype(jnp.float32) / 255), train=False).logits
+        output: Any = model.apply(variables, normalize(images.astype(jnp.float32) / 255), train=False)
+        return output.logits
 
     shape: Any = jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8))
     output_size = shape.shape[1:3]

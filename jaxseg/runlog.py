@@ -38,7 +38,7 @@ class RunLog:
     def __init__(self, out: pathlib.Path, *, start: int, steps: int, examples_per_step: int):
         self.steps, self.examples = steps, examples_per_step
         self.silent = jax.process_index() != 0
-        self.last = None
+        self.last: float | None = None  # when the last step ended
         self.seconds = 0.0  # a step, smoothed
         if self.silent:
             return

@@ -168,7 +168,8 @@ def supervised(
     def evaluate(state: TrainState, batch: PyTree) -> PyTree:
         params = state.params if state.ema_params is None else state.ema_params
         images = normalize(jnp.asarray(batch["image"], jnp.float32) / 255)
-        logits = model.apply({"params": params, **state.model_state}, images, train=False).logits
+        output: Any = model.apply({"params": params, **state.model_state}, images, train=False)
+        logits = output.logits
         labels = jnp.asarray(batch["label"])
         if logits.shape[1:3] != images.shape[1:3]:
             labels = _crop_like(labels, logits.shape[1:3])

@@ -72,7 +72,7 @@ def save_panels(
             if row == 0:
                 axis.set_title(title, fontsize=10, pad=4)
     patches = [
-        matplotlib.patches.Patch(facecolor=np.asarray(c) / 255, edgecolor="0.6", label=name)
+        matplotlib.patches.Patch(facecolor=tuple((np.asarray(c) / 255).tolist()), edgecolor="0.6", label=name)
         for c, name in zip(palette, class_names, strict=True)
     ]
     figure.legend(handles=patches, loc="lower center", ncols=min(len(patches), 6), fontsize=8, frameon=False)

@@ -1,4 +1,4 @@
-"""Images a second that the input pipeline delivers, by threads and cache, and how long a train step would wait.
+"""Images a second from the input pipeline, by threads and cache, and how long a train step would wait.
 
     python experiments/benchmarks/input_pipeline.py --data DIR --size 360 480
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 __all__ = ["main"]
 
@@ -21,10 +22,10 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxseg.fit import NonFiniteLoss
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and Grain narrate
-    if not jax.config.jax_compilation_cache_dir:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(default_data_dir() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    commands = {
+    commands: dict[str, Any] = {
         "train": train_command,
         "evaluate": evaluate_command,
         "predict": predict_command,
@@ -32,7 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
         "check-data": check_data_command,
     }
     try:
-        code = tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog="jaxseg", description=__doc__)
+        run: Any = tyro.extras.subcommand_cli_from_dict
+        code = run(commands, args=arguments, prog="jaxseg", description=__doc__)
     except (ValueError, OSError, NonFiniteLoss) as error:
         if os.environ.get("JAXSEG_TRACEBACK"):
             raise

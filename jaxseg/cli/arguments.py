@@ -1,19 +1,21 @@
 """Types of the command line, and what several commands do with them."""
 
+import contextlib
 import difflib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
 
 import numpy as np
 import tyro
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxseg.data import DataError, FolderSource, ShapesSource, check_data, folder, folder_splits, shapes
 from jaxseg.data.check import DataReport
 from jaxseg.models import MODELS
 
-__all__ = ["Size", "bar", "checked", "evaluation_split", "model_name", "open_split"]
+__all__ = ["Size", "bar", "checked", "class_share", "describe", "evaluation_split", "model_name", "open_split"]
 
 
 def _size(words: list[str]) -> tuple[int, int]:
@@ -45,19 +47,21 @@ def model_name(name: str) -> str:
     return name
 
 
-def bar(description: str) -> Progress:
-    """A progress bar with one task; it draws only where a terminal is."""
+@contextlib.contextmanager
+def bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar as a function of (done, total); it draws only where a terminal is."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    progress = Progress(*columns, transient=True)
-    progress.add_task(description, total=None)
-    return progress
+    console = Console()
+    with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def open_split(data: str, split: str, *, ignore_label: int | None, fraction: float) -> FolderSource | ShapesSource:
+def open_split(data: str, split: str, ignore_label: int | None, fraction: float) -> FolderSource | ShapesSource:
     """The split of `shapes` or of a folder."""
     if data == "shapes":
         with bar("drawing shapes") as progress:
-            return shapes(split, progress=lambda done, total: progress.update(0, completed=done, total=total))
+            return shapes(split, progress=progress)
     return folder(pathlib.Path(data), split, ignore_label=ignore_label, validation_fraction=fraction, strict=False)
 
 
@@ -75,7 +79,7 @@ def evaluation_split(data: str) -> str:
 def checked(source: FolderSource | ShapesSource, what: str) -> DataReport:
     """Reads the whole source behind a progress bar; raises DataError with every bad file."""
     with bar(f"checking {what}") as progress:
-        return check_data(source, progress=lambda done, total: progress.update(0, completed=done, total=total))
+        return check_data(source, progress=progress)
 
 
 def describe(report: DataReport) -> str:

@@ -5,6 +5,7 @@ import functools
 import pathlib
 from typing import Annotated
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import tyro
@@ -23,7 +24,7 @@ class Models:
     """List the zoo: parameters, FLOPs of a forward pass, source."""
 
     size: Size = (512, 512)
-    """Height x width of the image that the FLOPs are for; a model that cannot take it says so."""
+    """Height x width of the image that the FLOPs are for."""
     classes: int = 21
     """Number of classes."""
 
@@ -40,27 +41,33 @@ class CheckData:
     """Share of a folder without splits that is kept for evaluation."""
 
 
+def _cost(model: nn.Module, size: tuple[int, int]) -> tuple[int, float, tuple[int, int]]:
+    """Parameters, FLOPs of one image, and its size: `size`, or 572x572 for U-Net's valid form, which is picky."""
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    try:
+        variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+    except ValueError:
+        if size == (572, 572):
+            raise
+        return _cost(model, (572, 572))
+    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    lowered = jax.jit(functools.partial(model.apply, train=False)).lower(variables, images)
+    return count, (lowered.cost_analysis() or {}).get("flops", float("nan")), size
+
+
 def models_command(config: Annotated[Models, tyro.conf.arg(name="")]) -> int:
     """List the zoo with parameter counts, FLOPs and sources."""
-    h, w = config.size
     table = Table(title=f"jaxseg models, {config.classes} classes")
-    for column, justify in (("model", "left"), ("parameters", "right"), (f"GFLOPs at {h}x{w}", "right")):
-        table.add_column(column, justify=justify, no_wrap=True)
+    table.add_column("model", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("GFLOPs at " + "x".join(map(str, config.size)), justify="right")
     table.add_column("source", overflow="fold")
     for name in MODELS:
         model = create_model(name, config.classes)
-        images = jax.ShapeDtypeStruct((1, h, w, 3), jnp.float32)
-        try:
-            variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
-        except ValueError as error:
-            table.add_row(name, "", str(error), model_source(name))
-            continue
-        count = sum(x.size for x in jax.tree.leaves(variables["params"]))
-        lowered = jax.jit(functools.partial(model.apply, train=False)).lower(variables, images)
-        flops = (lowered.cost_analysis() or {}).get("flops", float("nan"))
-        table.add_row(name, f"{count:,}", f"{flops / 1e9:,.1f}", model_source(name))
-    console = Console()
-    console.print(table) if console.is_terminal else Console(width=160).print(table)
+        count, flops, (height, width) = _cost(model, config.size)
+        at = "" if (height, width) == config.size else f" ({height}x{width})"
+        table.add_row(name, f"{count:,}", f"{flops / 1e9:,.1f}{at}", model_source(name))
+    Console(width=None if Console().is_terminal else 160).print(table)
     return 0
 
 
@@ -69,9 +76,7 @@ def check_data_command(config: Annotated[CheckData, tyro.conf.arg(name="")]) -> 
     problems: list[str] = []
     for split in folder_splits(config.data):
         try:
-            source = open_split(
-                str(config.data), split, ignore_label=config.ignore_label, fraction=config.validation_fraction
-            )
+            source = open_split(str(config.data), split, config.ignore_label, config.validation_fraction)
             report = checked(source, split)
         except DataError as error:
             problems += [f"{split}: {problem}" for problem in error.problems]

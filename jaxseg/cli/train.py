@@ -31,6 +31,7 @@ from jaxseg.predict import predictor
 from jaxseg.runs import load_run, metrics_table, model_config, model_from_config, write_results
 from jaxseg.train import adamw_cosine, sgd_poly, supervised
 from jaxseg.visualize import save_panels
+from jaxseg.weights.vgg import load_encoder
 
 __all__ = ["Train", "evaluation_feed", "placement_of", "save_example_panels", "train_command", "training_feed"]
 
@@ -83,6 +84,8 @@ class Train:
     """Microbatches a step, one in memory at a time."""
     remat: bool = False
     """Recompute activations in the backward pass to save memory, where the model can."""
+    weights: pathlib.Path | None = None
+    """Weights of the encoder, for models on VGG: torchvision's state_dict (.pth, .safetensors), or Caffe's (.npz)."""
     ignore_label: int | None = None
     """A label of the folder's masks to ignore, beside 255."""
     validation_fraction: float = 0.1
@@ -95,7 +98,7 @@ def placement_of(kind: str, shard: str) -> parallel.Placement:
         if shard:
             raise ValueError("--shard belongs to --parallel jit; pmap is data-parallel over all devices")
         return parallel.over_pmap()
-    axes: dict[str, int] = {}
+    axes: dict[str, Any] = {}
     for part in filter(None, shard.split(",")):
         name, _, size = part.partition("=")
         if name not in ("data", "fsdp", "spatial") or not size.isdecimal():
@@ -170,9 +173,9 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
     if config.border_weights and config.loss not in ("cross_entropy", "cross_entropy+dice"):
         raise ValueError(f"--border-weights weigh the cross-entropy; --loss is {config.loss}")
     placement = placement_of(config.parallel, config.shard)
-    asked = {"ignore_label": config.ignore_label, "fraction": config.validation_fraction}
-    train = open_split(config.data, "train", **asked)
-    held_out = open_split(config.data, evaluation_split(config.data), **asked)
+    asked = config.ignore_label, config.validation_fraction
+    train = open_split(config.data, "train", *asked)
+    held_out = open_split(config.data, evaluation_split(config.data), *asked)
     fields: dict[str, Any] = {"dtype": config.dtype} if config.dtype != "float32" else {}
     if config.remat:
         fields["remat"] = True
@@ -187,6 +190,7 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
     for name in ("optimizer", "loss", "class_weights", "border_weights", "augment", "ema", "accumulate"):
         value = getattr(config, name)
         described[name] = list(value) if isinstance(value, tuple) else value
+    described["weights"] = config.weights and config.weights.name
     if (finished := config.out / "results.json").exists():
         results = json.loads(finished.read_text())
         if results["config"] == described:
@@ -204,7 +208,7 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
         "color": color_jitter(0.3, 0.3, 0.3, 0.05),
         "elastic": elastic(),
     }
-    optimizer = {"adamw": adamw_cosine, "sgd": sgd_poly}[config.optimizer](rate, config.steps)
+    optimizer = (adamw_cosine if config.optimizer == "adamw" else sgd_poly)(rate, config.steps)
     fns = supervised(
         model,
         loss=_loss(config, weights),
@@ -212,6 +216,7 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
         augment=[transforms[name] for name in config.augment],
         ema_decay=config.ema,
         accumulate=config.accumulate,
+        pretrained=None if config.weights is None else functools.partial(load_encoder, config.weights),
     )
     run = Run(config.steps, config.batch, config.out, config.seed, config.checkpoint_every, config.evaluate_every)
     source = with_border_weights(train) if config.border_weights else train

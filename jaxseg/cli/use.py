@@ -130,7 +130,7 @@ def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
                 Image.fromarray(labels.astype(np.uint8)).save(base.with_name(base.name + "_labels.png"))
                 palette_image(labels, palette).save(base.with_name(base.name + "_palette.png"))
                 Image.fromarray(overlay(image, labels, palette)).save(base.with_name(base.name + "_overlay.png"))
-            progress.update(progress.task_ids[0], completed=done, total=len(files))
+            progress(done, len(files))
     print(f"segmented {len(files) - len(skipped)} of {len(files)} images into {config.out}")
     for line in skipped:
         print(f"skipped {line}", file=sys.stderr)
@@ -141,7 +141,7 @@ def evaluate_command(config: Annotated[Evaluate, tyro.conf.arg(name="")]) -> int
     """Score a run on a data set."""
     variables, trained = load_variables(config.run)
     split = config.split or evaluation_split(config.data)
-    source = open_split(config.data, split, ignore_label=config.ignore_label, fraction=config.validation_fraction)
+    source = open_split(config.data, split, config.ignore_label, config.validation_fraction)
     if len(source.class_names) != trained["num_classes"]:
         raise DataError(
             f"{config.data} has {len(source.class_names)} classes ({', '.join(source.class_names)}), the run "

@@ -49,7 +49,7 @@ def fit_image(image: UInt8[np.ndarray, "h w 3"], fit: Fit) -> UInt8[np.ndarray, 
     return canvas
 
 
-def fit_map(values: Shaped[np.ndarray, "h w"], fit: Fit, fill: float) -> Shaped[np.ndarray, "H W"]:
+def fit_map(values: Shaped[np.ndarray, "h w"], fit: Fit, fill: int) -> Shaped[np.ndarray, "H W"]:
     """Nearest neighbour by pixel centres, then padded below and to the right with `fill`."""
     if fit.scaled != fit.original:
         rows, cols = (((2 * np.arange(n) + 1) * m) // (2 * n) for m, n in zip(fit.original, fit.scaled, strict=True))

@@ -5,7 +5,7 @@ processes, devices and threads; so a run resumes at any step, on any topology, w
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import grain
 import numpy as np
@@ -37,7 +37,7 @@ def train_batches(
     threads: int = 2,
     buffer: int | None = None,
     cache_bytes: int = 512 * 2**20,
-) -> Iterator[Example]:
+) -> grain.DatasetIterator[Example]:
     """Endless batches for steps `start_step`, `start_step + 1`, ... of this process.
 
     A batch holds "image" uint8 `[B, H, W, 3]`, "label" int32 `[B, H, W]`, "index" int32 `[B]` (position in
@@ -69,7 +69,7 @@ def eval_batches(
     threads: int = 2,
     buffer: int | None = None,
     cache_bytes: int = 0,
-) -> Iterator[Example]:
+) -> grain.DatasetIterator[Example]:
     """Every example once over all processes, in the source's order, the same number of batches in each.
 
     As `train_batches`, but "label" is `[B, *label_size]` if that is given, for scores at a resolution that
@@ -157,8 +157,10 @@ class _Fitted:
 
 def _batches(
     load: Callable[[int], Example], start: int, stop: int, batch: int, threads: int, buffer: int | None
-) -> Iterator[Example]:
+) -> grain.DatasetIterator[Example]:
     ahead = 0 if threads == 0 else max(threads, 2 * batch if buffer is None else buffer)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     examples = grain.MapDataset.range(start, stop).map(load).to_iter_dataset(options)
-    return iter(examples.batch(batch))
+    # one batch is stacked ahead of its step; 0 threads mean no thread at all
+    stacked = grain.experimental.ThreadPrefetchIterDataset(examples.batch(batch), prefetch_buffer_size=min(threads, 1))
+    return iter(stacked)

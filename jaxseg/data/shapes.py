@@ -55,7 +55,7 @@ class _Random:
 
     def direction(self) -> tuple[float, float]:
         """A unit vector, by the rational circle: cos and sin may differ between machines, these cannot."""
-        t = self.uniform(-1, 1)
+        t = self.uniform(-1.0, 1.0)
         sign = 1.0 if self.below(2) else -1.0
         return sign * (1 - t * t) / (1 + t * t), sign * 2 * t / (1 + t * t)
 
@@ -158,7 +158,7 @@ def _texture(random: _Random, x: _Field, y: _Field, scale: float) -> _Field:
 
 
 def _colour(random: _Random, saturation: tuple[float, float], value: tuple[float, float]) -> np.ndarray:
-    hue, s, v = random.uniform(0, 6), random.uniform(*saturation), random.uniform(*value)
+    hue, s, v = random.uniform(0.0, 6.0), random.uniform(*saturation), random.uniform(*value)
     ramp = [min(max(abs((hue + shift) % 6.0 - 3.0) - 1.0, 0.0), 1.0) for shift in (0.0, 4.0, 2.0)]
     return np.array([v * (1.0 - s * (1.0 - c)) for c in ramp])
 

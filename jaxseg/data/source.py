@@ -12,7 +12,7 @@ IGNORE = 255  # the label that losses and metrics skip
 Example = dict[str, np.ndarray]
 
 
-@runtime_checkable
+@runtime_checkable  # so that the tests can check annotations
 class Source(Protocol):
     """A random-access sequence of examples (Grain's RandomAccessDataSource), cheap to copy and to pickle.
 

@@ -1,6 +1,6 @@
 """The border weight map of U-Net: pixels between two touching cells count many times."""
 
-from typing import Any
+import dataclasses
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -44,16 +44,32 @@ def label_instances(label: Int[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
     return instances
 
 
+@dataclasses.dataclass(frozen=True)
 class WithBorderWeights:
     """A source whose examples also hold "weight" float32 `[H, W]`; all else is the given source's."""
 
-    def __init__(self, source: Source, w0: float, sigma: float):
-        self.source, self.w0, self.sigma = source, w0, sigma
+    source: Source
+    w0: float
+    sigma: float
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "source":  # asked for while unpickling, before it is there
-            raise AttributeError(name)
-        return getattr(self.source, name)
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.source.class_names
+
+    @property
+    def num_classes(self) -> int:
+        return self.source.num_classes
+
+    @property
+    def palette(self) -> np.ndarray:
+        return self.source.palette
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return getattr(self.source, "problems", ())
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
 
     def __len__(self) -> int:
         return len(self.source)

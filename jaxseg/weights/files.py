@@ -55,7 +55,5 @@ def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """
     path = pathlib.Path(path)
     if path.suffix not in READERS:
-        raise ValueError(
-            f"{path}: weights come as {', '.join(READERS)}, not {path.suffix or 'without suffix'}"
-        )
+        raise ValueError(f"{path}: weights come as {', '.join(READERS)}, not {path.suffix or 'without suffix'}")
     return READERS[path.suffix](path)

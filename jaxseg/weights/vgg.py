@@ -89,9 +89,7 @@ def _to_torch(name: str, array: np.ndarray) -> np.ndarray:
     return array.T
 
 
-def _fill(
-    flat: dict[Path, Any], names: Mapping[str, Path], state: Mapping[str, np.ndarray], where: str
-) -> None:
+def _fill(flat: dict[Path, Any], names: Mapping[str, Path], state: Mapping[str, np.ndarray], where: str) -> None:
     """Puts every entry of `state` where `names` says, or raises one error that lists what does not fit."""
     missing = sorted(names.keys() - state.keys())
     unexpected = sorted(state.keys() - names.keys())

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxseg.weights import UnsafePickle, read_pth, read_weights
+from jaxseg.weights.pth import GLOBALS
 
 
 class Storage:
@@ -182,6 +183,15 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, name, form):
     with pytest.raises(UnsafePickle if form != "legacy" else ValueError, match=r"evil\.pth"):
         read_pth(path)
     assert not mark.exists()
+
+
+def test_a_pickle_cannot_change_the_reader(tmp_path):
+    before = {name: getattr(admitted, "value", None) for name, admitted in GLOBALS.items()}
+    for name, pickled in malicious_pickles(tmp_path / "mark"):
+        if name.startswith("BUILD"):
+            with pytest.raises(UnsafePickle, match="sets the state"):
+                read_pth(write_zip(tmp_path / "evil.pth", pickled))
+    assert {name: getattr(admitted, "value", None) for name, admitted in GLOBALS.items()} == before
 
 
 def test_the_crafted_pickles_do_harm_where_they_are_run(tmp_path):

@@ -139,9 +139,7 @@ def caffe_arrays():
     for (stage, depth), width in zip(STAGES.items(), NARROW, strict=True):
         for i in range(1, depth + 1):
             name = f"block{stage}_conv{i}"
-            arrays[f"{name}/kernel_OIHW"] = value(f"{name}/kernel", (width, channels, 3, 3)).astype(
-                np.float16
-            )
+            arrays[f"{name}/kernel_OIHW"] = value(f"{name}/kernel", (width, channels, 3, 3)).astype(np.float16)
             arrays[f"{name}/bias"] = value(f"{name}/bias", (width,)).astype(np.float16)
             channels = width
     return arrays

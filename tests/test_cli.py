@@ -1,0 +1,179 @@
+"""The command line, from a folder of photographs to a table: what it writes, and what it says to mistakes."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxseg
+from jaxseg.cli import main
+
+NAMES = ("sky", "ground")
+
+
+@pytest.fixture(autouse=True)
+def colour_free_terminal(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+def jaxseg_command(*words):
+    with pytest.raises(SystemExit) as ended:
+        main([str(w) for w in words])
+    return ended.value.code
+
+
+def write_pair(root, split, stem, size=(32, 48), seed=0):
+    rng = np.random.default_rng(seed)
+    label = np.zeros(size, np.uint8)
+    label[size[0] // 2 :] = 1
+    image = np.where(label[..., None] == 1, (90, 60, 30), (120, 170, 250)) + rng.integers(-20, 20, (*size, 3))
+    for kind, pixels in (("images", image.clip(0, 255).astype(np.uint8)), ("labels", label)):
+        (root / split / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / split / kind / f"{stem}.png")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    for i in range(10):
+        write_pair(root, "train" if i < 6 else "val", f"photo{i}", seed=i)
+    (root / "classes.txt").write_text("\n".join(NAMES))
+    return root
+
+
+def train_words(photos, out, **changed):
+    options = {"data": photos, "out": out, "steps": 3, "batch": 8, "size": "32x48", "checkpoint-every": 2} | changed
+    return ["train", "unet_small", *(w for k, v in options.items() for w in (f"--{k}", v))]
+
+
+@pytest.fixture(scope="session")
+def run(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "photos"
+    assert jaxseg_command(*train_words(photos, out)) == 0
+    return out
+
+
+def test_train_leaves_checkpoint_table_events_figure(run):
+    assert {p.name for p in run.iterdir()} == {
+        *("checkpoints", "metrics.jsonl", "predictions.png", "results.json", "results.md", "tensorboard")
+    }
+    assert "sky" in (run / "results.md").read_text()
+    scores = json.loads((run / "results.json").read_text())["scores"]
+    assert 0 <= scores["miou"] <= 1
+    with Image.open(run / "predictions.png") as figure:
+        assert figure.width > 500
+
+
+def test_the_same_words_again_say_that_it_is_finished(run, photos, capsys):
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    assert jaxseg_command(*train_words(photos, run)) == 0
+    said = capsys.readouterr().out
+    assert "is finished: 3 steps of unet_small" in said
+    assert "mean IoU" in said
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+
+
+def test_other_words_in_the_same_folder_are_refused(run, photos, capsys):
+    assert jaxseg_command(*train_words(photos, run, seed=1)) == 2
+    assert "seed: checkpoint 0, this run 1" in capsys.readouterr().err
+
+
+def test_load_run_is_the_trained_model(run):
+    model, variables = jaxseg.load_run(run)
+    logits = model.apply(variables, jnp.zeros((1, 16, 32, 3)), train=False).logits
+    assert logits.shape == (1, 16, 32, 2)
+
+
+def test_predict_writes_three_pictures_of_the_photograph_s_size(run, photos, tmp_path, capsys):
+    write_pair(tmp_path, "new", "tall", size=(70, 40))
+    (tmp_path / "new" / "images" / "broken.jpg").write_bytes(b"not a picture")
+    folders = tmp_path / "new" / "images", photos / "val" / "images"
+    code = jaxseg_command("predict", run, *folders, "--out", tmp_path / "o")
+    said = capsys.readouterr()
+    assert code == 1, "a skipped file shows in the exit code"
+    assert "segmented 5 of 6 images" in said.out
+    assert "broken.jpg" in said.err
+    for kind in ("labels", "palette", "overlay"):
+        with Image.open(tmp_path / "o" / f"tall_{kind}.png") as picture:
+            assert picture.size == (40, 70)
+            if kind != "overlay":
+                assert set(np.unique(np.asarray(picture))) <= {0, 1}
+
+
+def test_predict_by_name_with_weights(run, photos, tmp_path):
+    words = ("predict", "unet_small", photos / "val" / "images" / "photo7.png", "--out", tmp_path)
+    assert jaxseg_command(*words, "--weights", run) == 0
+    assert (tmp_path / "photo7_overlay.png").exists()
+
+
+def test_evaluate_is_the_same_on_one_device_set_or_another(run, photos, tmp_path):
+    results = []
+    for way in ("jit", "pmap"):
+        out = tmp_path / f"{way}.json"
+        words = ("evaluate", run, "--data", photos, "--parallel", way, "--batch", 8, "--out", out)
+        assert jaxseg_command(*words) == 0
+        results.append(json.loads(out.read_text()))
+    assert results[0]["miou"] == pytest.approx(results[1]["miou"], abs=1e-6)
+    want = json.loads((run / "results.json").read_text())["scores"]["miou"]
+    assert results[0]["miou"] == pytest.approx(want, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train", "unett", "--out", "x"], 'did you mean "unet"?'),
+        (["train", "unet_small", "--out", "x", "--size", "250x333"], "pad to (256, 336)"),
+        (["train", "unet_small", "--out", "x", "--size", "big"], "such as 360x480"),
+        (["train", "unet_small", "--out", "x", "--stepz", "3"], "--steps"),
+        (["train", "unet_small", "--out", "x", "--shard", "model=4"], "data=N, fsdp=N and spatial=N"),
+        (["train", "unet_small", "--out", "x", "--data", "nowhere"], "nowhere"),
+        (["predict", "unet_small", "p.jpg", "--out", "x"], "no such file"),
+        (["predict", "nowhere", "pyproject.toml", "--out", "x"], "not the folder of a run"),
+        (["trian"], "train"),
+    ],
+)
+def test_mistakes_name_the_nearest_right_thing_and_write_nothing(words, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").write_text("")
+    assert jaxseg_command(*words) == 2
+    said = capsys.readouterr()
+    assert says in said.err + said.out
+    assert [p.name for p in tmp_path.iterdir()] == ["pyproject.toml"]
+
+
+def test_bad_data_is_one_error_before_training(photos, tmp_path, capsys):
+    bad = shutil.copytree(photos, tmp_path / "bad")
+    (bad / "train" / "labels" / "photo1.png").unlink()
+    (bad / "train" / "images" / "photo2.png").write_bytes(b"cut")
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(bad / "train" / "labels" / "photo3.png")
+    Image.fromarray(np.full((32, 48), 9, np.uint8)).save(bad / "train" / "labels" / "photo4.png")
+    for words in (["check-data", bad], train_words(bad, tmp_path / "out")):
+        assert jaxseg_command(*words) == 2
+        said = capsys.readouterr().err
+        for name in ("photo1", "photo2", "photo3", "photo4"):
+            assert name in said, words
+    assert not (tmp_path / "out").exists()
+
+
+def test_check_data_tells_what_a_sound_folder_holds(photos, capsys):
+    assert jaxseg_command("check-data", photos) == 0
+    said = capsys.readouterr().out
+    assert "6 images of 32x48, 2 classes" in said
+    assert "50.00% of labelled pixels" in said
+
+
+def test_models_lists_the_zoo(capsys):
+    assert jaxseg_command("models", "--size", "572x572") == 0
+    said = capsys.readouterr().out
+    for name in jaxseg.MODELS:
+        assert name in said
+    assert "Ronneberger" in said
+
+
+def test_every_device_is_used(capsys, run):
+    assert len(jax.devices()) == 8, "these tests run on eight devices: the batch of 8 above is one each"

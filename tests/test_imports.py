@@ -1,0 +1,65 @@
+"""Imports point one way (ops <- layers <- backbones <- models; data, losses, metrics <- train <- cli)."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1] / "jaxseg"
+
+# room -> the rooms it may import; a room that is not here may not be imported by any that is
+MAY = {
+    "ops": set(),
+    "layers": {"ops"},
+    "backbones": {"ops", "layers"},
+    "models": {"ops", "layers", "backbones"},
+    "losses": {"ops"},
+    "metrics": {"ops"},
+    "clustering": {"ops", "data", "visualize"},
+    "data": {"ops"},
+    "weights": {"ops", "layers", "backbones", "models", "data"},
+    "visualize": {"data"},
+    "parallel": {"ops"},
+    "checkpoint": set(),
+    "runlog": set(),
+    "train": {"ops", "losses", "metrics", "data"},
+    "fit": {"checkpoint", "parallel", "runlog", "train"},
+    "predict": {"ops", "data"},
+    "runs": {"checkpoint", "models"},
+    "cli": {"*"},
+    "__init__": {"models", "runs", "weights"},
+}
+
+
+def room(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported_rooms(source):
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "absolute imports only"
+            names = [node.module]
+            if node.module == "jaxseg":
+                names = [f"jaxseg.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.startswith("jaxseg."):
+                yield name.split(".")[1]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    here = room(path)
+    assert here in MAY, f"{here} is a new room: say above what it may import"
+    allowed = MAY[here] | {here}
+    backwards = {there for there in imported_rooms(path.read_text()) if there not in allowed and "*" not in allowed}
+    assert not backwards, f"{path.relative_to(ROOT)} imports {', '.join(sorted(backwards))}"
+
+
+def test_a_backward_import_is_seen():
+    source = "from jaxseg import train\nimport jaxseg.models.unet\nimport numpy"
+    assert list(imported_rooms(source)) == ["train", "models"]

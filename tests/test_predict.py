@@ -1,0 +1,91 @@
+"""Overlap-tile, label maps at the original size, and pictures."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxseg.models import SegmentationOutput, create_model
+from jaxseg.predict import labels_at, overlap_tile, predictor
+from jaxseg.visualize import colorize, overlay, palette_image, save_panels
+
+
+def box_mean(image, reach):
+    """Mean over (2 reach + 1)^2 windows of the mirrored image: what a valid convolution of ones would give."""
+    padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * reach + 1, 2 * reach + 1), axis=(0, 1))
+    return windows.mean((-1, -2))
+
+
+@pytest.mark.parametrize("size", [(13, 9), (8, 8), (20, 31), (5, 40)])
+def test_overlap_tile_is_seamless(size):
+    reach, out = 3, (8, 6)
+    image = np.random.default_rng(0).normal(size=(*size, 2)).astype(np.float32)
+
+    def valid(tile):
+        assert tile.shape == (1, 14, 12, 2), "every tile has the one compiled shape"
+        windows = np.lib.stride_tricks.sliding_window_view(tile[0], (7, 7), axis=(0, 1))
+        return windows.mean((-1, -2))[None]
+
+    got = overlap_tile(valid, image, (out[0] + 2 * reach, out[1] + 2 * reach), out)
+    np.testing.assert_allclose(got, box_mean(image, reach), atol=1e-6)
+
+
+def test_labels_at_another_size_are_those_of_the_resized_logits():
+    logits = np.random.default_rng(0).normal(size=(9, 7, 5)).astype(np.float32)
+    for size in ((31, 20), (9, 7), (4, 5), (9, 20)):
+        resized = jax.image.resize(jnp.array(logits), (*size, 5), "bilinear", antialias=False)
+        np.testing.assert_array_equal(labels_at(logits, size), np.argmax(resized, -1))
+
+
+class Brightness(nn.Module):
+    """Label 1 where a pixel is bright."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        bright = images.mean(-1)
+        return SegmentationOutput(jnp.stack([-bright, bright], -1), None)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (60, 40), (64, 64), (150, 90), (1, 1)])
+def test_any_photograph_gives_labels_of_its_own_size(size):
+    image = np.zeros((*size, 3), np.uint8)
+    image[: (size[0] + 1) // 2] = 255
+    predict = predictor(Brightness(), {}, (64, 64))
+    labels = predict(image)
+    assert labels.shape == size
+    truth = image[..., 0] // 255
+    assert (labels == truth).mean() > 0.95
+
+
+def test_valid_unet_covers_every_pixel_in_tiles():
+    model = create_model("unet_valid", 2, features=(2, 4))
+    tile = next(s for s in range(20, 60) if _takes(model, s))
+    variables = model.init(jax.random.key(0), jnp.zeros((1, tile, tile, 3)), train=False)
+    labels = predictor(model, variables, (tile, tile))(np.random.default_rng(0).integers(0, 255, (33, 70, 3), np.uint8))
+    assert labels.shape == (33, 70)
+
+
+def _takes(model, size):
+    try:
+        jax.eval_shape(lambda k: model.init(k, jnp.zeros((1, size, size, 3)), train=False), jax.random.key(0))
+    except ValueError:
+        return False
+    return True
+
+
+def test_pictures(tmp_path):
+    palette = np.array([[0, 0, 0], [255, 0, 0]], np.uint8)
+    labels = np.array([[0, 1, 255], [0, 1, 1]], np.int32)
+    np.testing.assert_array_equal(colorize(labels, palette)[0], [[0, 0, 0], [255, 0, 0], [255, 255, 255]])
+    palette_image(labels, palette).save(tmp_path / "p.png")
+    with Image.open(tmp_path / "p.png") as reread:
+        np.testing.assert_array_equal(np.asarray(reread), labels)
+        np.testing.assert_array_equal(np.asarray(reread.convert("RGB"))[1, 1], [255, 0, 0])
+    image = np.full((2, 3, 3), 100, np.uint8)
+    assert (overlay(image, labels, palette)[0, 2] == 100).all(), "an ignored pixel stays as it is"
+    save_panels(tmp_path / "f.png", [image] * 2, [labels] * 2, [labels] * 2, palette, ("background", "thing"))
+    with Image.open(tmp_path / "f.png") as figure:
+        assert figure.width > 800
