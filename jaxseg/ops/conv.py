@@ -23,7 +23,10 @@ def _by_product(x: Array, kernel: Array, strides: tuple[int, int], padding: tupl
     bh, bw = -(-kh // sh), -(-kw // sw)
     pads = [(b, bh - 1 - b, bw_b, bw - 1 - bw_b) for b in range(bh) for bw_b in range(bw)]
     seen = jnp.concatenate(
-        [jax.lax.pad(x, zero, [(0, 0, 0), (top, down, 0), (left, right, 0), (0, 0, 0)]) for top, down, left, right in pads],
+        [
+            jax.lax.pad(x, zero, [(0, 0, 0), (top, down, 0), (left, right, 0), (0, 0, 0)])
+            for top, down, left, right in pads
+        ],
         -1,
     )
     kernel = jax.lax.pad(kernel, zero, [(0, bh * sh - kh, 0), (0, bw * sw - kw, 0), (0, 0, 0), (0, 0, 0)])
