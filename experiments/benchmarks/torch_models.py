@@ -9,7 +9,7 @@ import sys
 import torch
 
 sys.path.append(str(pathlib.Path(__file__).parents[2] / "tests"))
-from golden import reference  # noqa: E402  one transcription serves the tests and the benchmark
+from golden import reference
 
 __all__ = ["torch_model"]
 
