@@ -19,7 +19,7 @@ DROPOUT = {"fcn": ("fc6", "fc7"), "unet_valid": ("down4", "down5")}
 
 
 def torch_model(name: str, num_classes: int, parameters: int) -> torch.nn.Module:
-    """The model of that name in MODELS, channels last or first as PyTorch likes: `[N, C, H, W]` in and out.
+    """The model of that name in MODELS, from `[N, C, H, W]` images to `[N, K, H, W]` logits, in random weights.
 
     Raises ValueError for a name without a transcription, and for one that has not `parameters` parameters.
     """
