@@ -3,6 +3,7 @@
 A model takes its norm as a constructor and calls it as `norm(dtype=dtype, name=name)(x, train=train)`.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
+from jaxseg.ops.conv import conv_transpose
 
-__all__ = ["BatchNorm", "Dropout"]
+__all__ = ["BatchNorm", "ConvTranspose", "Dropout"]
 
 
 class BatchNorm(nn.Module):
@@ -68,3 +70,26 @@ class Dropout(nn.Module):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), example_index(x.shape[0]))
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, shape))(keys)
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
+
+
+class ConvTranspose(nn.Module):
+    """`nn.ConvTranspose(transpose_kernel=True)`, which is PyTorch's ConvTranspose2d, in the form each platform likes.
+
+    The same parameters: `kernel [kh, kw, features, c]` and `bias [features]`; `padding` as `conv_transpose` has it.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int]
+    padding: Sequence[tuple[int, int]]
+    use_bias: bool = True
+    kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 features"]:
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, self.features, x.shape[-1]), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = conv_transpose(x, kernel, self.strides, self.padding)
+        return y if bias is None else y + bias

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.backbones.vgg import VGG, vgg16
-from jaxseg.layers import Dropout
+from jaxseg.layers import ConvTranspose, Dropout
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.resize import bilinear_kernel, upsample_bilinear
 
@@ -40,12 +40,11 @@ class Upsample(nn.Module):
         if self.fixed:  # a constant and no frozen parameter, which weight decay would still shrink
             return upsample_bilinear(x, self.factor)
         size = 2 * self.factor
-        return nn.ConvTranspose(
+        return ConvTranspose(
             x.shape[-1],
             (size, size),
             (self.factor, self.factor),
             padding=[(size - 1, size - 1)] * 2,
-            transpose_kernel=True,
             use_bias=False,
             kernel_init=_bilinear_init,
             dtype=self.dtype,

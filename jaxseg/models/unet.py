@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.layers import BatchNorm, Dropout
+from jaxseg.layers import BatchNorm, ConvTranspose, Dropout
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.pooling import max_pool
 
@@ -58,12 +58,11 @@ def _double_conv(
 
 def _upconv(model: Any, x: Array, features: int, name: str) -> Array:
     """The paper's 2x2 up-convolution."""
-    return nn.ConvTranspose(
+    return ConvTranspose(
         features,
         (2, 2),
         (2, 2),
         padding=[(1, 1)] * 2,
-        transpose_kernel=True,
         kernel_init=he_init,
         dtype=model.dtype,
         name=name,

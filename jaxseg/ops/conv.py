@@ -1,0 +1,66 @@
+"""Transposed convolution, in the form that each platform is fast at."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+__all__ = ["conv_transpose"]
+
+
+def _dilated(x: Array, kernel: Array, strides: tuple[int, int], padding: tuple[tuple[int, int], ...]) -> Array:
+    dims = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_transpose(x, kernel, strides, padding, dimension_numbers=dims, transpose_kernel=True)
+
+
+def _by_product(x: Array, kernel: Array, strides: tuple[int, int], padding: tuple[tuple[int, int], ...]) -> Array:
+    n, h, w, c = x.shape
+    kh, kw, features, _ = kernel.shape
+    (sh, sw), zero = strides, jnp.zeros((), x.dtype)
+    # Output pixel i * s + u is the sum over b of x[i - b] * kernel[b * s + u]: the output falls into blocks of
+    # s, and each block sees as many pixels of x as it takes blocks to cover the kernel.
+    bh, bw = -(-kh // sh), -(-kw // sw)
+    seen = jnp.concatenate(
+        [
+            jax.lax.pad(x, zero, [(0, 0, 0), (i, bh - 1 - i, 0), (j, bw - 1 - j, 0), (0, 0, 0)])
+            for i in range(bh)
+            for j in range(bw)
+        ],
+        -1,
+    )
+    kernel = jax.lax.pad(kernel, zero, [(0, bh * sh - kh, 0), (0, bw * sw - kw, 0), (0, 0, 0), (0, 0, 0)])
+    kernel = kernel.reshape(bh, sh, bw, sw, features, c).transpose(0, 2, 5, 1, 3, 4)
+    y = seen.reshape(-1, bh * bw * c) @ kernel.reshape(bh * bw * c, -1)
+    h, w = h + bh - 1, w + bw - 1
+    y = y.reshape(n, h, w, sh, sw, features).transpose(0, 1, 3, 2, 4, 5).reshape(n, h * sh, w * sw, features)
+    # what the zeros after the kernel added, and what the padding leaves out
+    crop = [
+        (low - k + 1, high - k + 1 - (b * s - k), 0)
+        for (low, high), k, b, s in zip(padding, (kh, kw), (bh, bw), strides, strict=True)
+    ]
+    return jax.lax.pad(y, zero, [(0, 0, 0), *crop, (0, 0, 0)])
+
+
+def conv_transpose(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw features c"],
+    strides: tuple[int, int],
+    padding: Sequence[tuple[int, int]],
+) -> Float[Array, "n h2 w2 features"]:
+    """`jax.lax.conv_transpose(transpose_kernel=True)`: the gradient of a convolution, PyTorch's ConvTranspose2d.
+
+    `padding` is of the input, between whose pixels lie `strides - 1` zeros: `(kh - 1 - p, kh - 1 - p)` is
+    PyTorch's `padding=p`. A height of h gives `(h - 1) * strides[0] + 1 + sum(padding[0]) - (kh - 1)`.
+
+    On CPU as one matrix product whose output is shuffled into place. XLA's own kernel gradient is a dilated
+    convolution with a window as large as the image: U-Net's 512 to 256 channels at 16x16 take 607 ms, and the
+    product 12 (PyTorch 12, jax 0.10.2, one core); FCN-8s' upsampling by 8 forward 33 and 3.5 (PyTorch 8).
+    """
+    strides, pads = (strides[0], strides[1]), tuple((low, high) for low, high in padding)
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: _by_product(x, kernel, strides, pads),
+        default=lambda x, kernel: _dilated(x, kernel, strides, pads),
+    )

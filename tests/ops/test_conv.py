@@ -1,0 +1,91 @@
+"""conv_transpose in both its forms against jax.lax.conv_transpose, and under every transformation that jaxseg uses."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxseg.layers import ConvTranspose
+from jaxseg.ops.conv import conv_transpose
+from jaxseg.parallel import make_mesh
+
+# kernel, strides, padding: U-Net's, FCN's, PyTorch's DCGAN, and what divides badly
+CASES = [
+    ((2, 2), (2, 2), ((1, 1), (1, 1))),
+    ((4, 4), (2, 2), ((3, 3), (3, 3))),
+    ((16, 16), (8, 8), ((15, 15), (15, 15))),
+    ((4, 4), (2, 2), ((2, 2), (2, 2))),
+    ((3, 3), (2, 2), ((1, 2), (1, 2))),
+    ((3, 3), (1, 1), ((1, 1), (1, 1))),
+    ((5, 2), (3, 2), ((4, 6), (0, 1))),
+    ((2, 3), (3, 4), ((1, 1), (2, 5))),
+    ((1, 1), (2, 3), ((0, 1), (0, 0))),
+]
+
+
+def arrays(kernel, c=3, features=5, size=(5, 4)):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, *size, c), np.float32)
+    return jnp.asarray(x), jnp.asarray(rng.standard_normal((*kernel, features, c), np.float32))
+
+
+def default(x, kernel, strides, padding):
+    dims = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_transpose(x, kernel, strides, padding, dimension_numbers=dims, transpose_kernel=True)
+
+
+@pytest.mark.parametrize(("kernel", "strides", "padding"), CASES)
+def test_values_and_derivatives_are_those_of_the_default_form(kernel, strides, padding):
+    x, w = arrays(kernel)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def everything(f, x, w):
+        y = f(x, w, strides, padding)
+        gradient = jax.grad(lambda x, w: jnp.sin(f(x, w, strides, padding)).sum(), (0, 1))
+        second = jax.grad(lambda x, w: sum((g**2).sum() for g in gradient(x, w)), (0, 1))
+        _, forward_mode = jax.jvp(lambda x, w: f(x, w, strides, padding), (x, w), (x, w))
+        return y, gradient(x, w), second(x, w), forward_mode
+
+    ours, theirs = everything(conv_transpose, x, w), everything(default, x, w)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * max(1, np.abs(b).max()))
+
+
+def test_layer_has_flax_parameters_and_values():
+    fields = {"features": 5, "kernel_size": (4, 4), "strides": (2, 2), "padding": [(3, 3)] * 2}
+    x, _ = arrays((4, 4))
+    for use_bias in (True, False):
+        ours = ConvTranspose(**fields, use_bias=use_bias)
+        theirs = nn.ConvTranspose(**fields, use_bias=use_bias, transpose_kernel=True)
+        variables = ours.init(jax.random.key(0), x)
+        jax.tree.map(np.testing.assert_array_equal, variables, theirs.init(jax.random.key(0), x))
+        np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), atol=2e-6)
+    half = ours.clone(dtype=jnp.bfloat16).apply(variables, x)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half, theirs.apply(variables, x), atol=0.03)
+
+
+def test_under_vmap_pmap_a_mesh_and_export():
+    x, w = arrays((4, 4), size=(8, 4))
+    x = jnp.concatenate([x] * 4)
+    f = functools.partial(conv_transpose, strides=(2, 2), padding=((3, 3), (3, 3)))
+    y = default(x, w, (2, 2), ((3, 3), (3, 3)))
+    gradient = jax.grad(lambda w, x: (f(x, w) ** 2).sum())
+    dw = gradient(w, x)
+    mapped = jax.vmap(f, (0, None))(x[:, None], w)[:, 0]
+    pmapped = jax.pmap(f, in_axes=(0, None))(x[:, None], w)[:, 0]
+    mesh = make_mesh(data=4, spatial=2)
+    placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data", "spatial")))
+    for other in (mapped, pmapped, jax.jit(f)(placed, w)):
+        np.testing.assert_allclose(other, y, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(gradient)(w, placed), dw, rtol=1e-5, atol=1e-3)
+    exported = jax.export.export(jax.jit(f), platforms=("cpu", "cuda", "tpu"))(
+        jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, h, w, 3"), jnp.float32), w
+    )
+    np.testing.assert_allclose(exported.call(x, w), y, atol=1e-5)
