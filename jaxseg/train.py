@@ -38,14 +38,22 @@ class TrainState:
 
 
 def sgd_poly(
-    peak: float, steps: int, *, power: float = 0.9, momentum: float = 0.9, weight_decay: float = 5e-4
+    peak: float,
+    steps: int,
+    *,
+    power: float = 0.9,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    clip: float | None = None,
 ) -> optax.GradientTransformation:
     """SGD with momentum under the "poly" schedule peak (1 - step/steps)^power (Chen et al. 2017, sec. 4.1).
 
     Weight decay is added to the gradient, as in Caffe and PyTorch, and spares biases and norms (rank < 2).
+    With `clip` the global norm of the gradient is clipped first.
     """
     decay = optax.add_decayed_weights(weight_decay, mask=_kernels)
-    return optax.chain(decay, optax.sgd(optax.polynomial_schedule(peak, 0.0, power, steps), momentum))
+    sgd = optax.sgd(optax.polynomial_schedule(peak, 0.0, power, steps), momentum)
+    return optax.chain(*() if clip is None else (optax.clip_by_global_norm(clip),), decay, sgd)
 
 
 def adamw_cosine(

@@ -1,6 +1,7 @@
 """One update on one device, eight, FSDP and pmap: the same numbers; and what an update is made of."""
 
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -126,6 +127,53 @@ def test_weight_decay_spares_biases_and_norms():
         updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
         assert np.all(updates["kernel"] < 0)
         assert not np.any(updates["bias"])
+
+
+def test_poly_and_cosine_schedules_are_their_formulas():
+    params = {"w": jnp.zeros((2, 2))}
+    grads = {"w": jnp.ones((2, 2))}
+    sgd = sgd_poly(0.1, 10, momentum=0.0, weight_decay=0.0, clip=1.0)  # the norm of the gradient is 2
+    state = sgd.init(params)
+    for step in range(10):
+        updates, state = sgd.update(grads, state, params)
+        np.testing.assert_allclose(updates["w"], -0.1 * (1 - step / 10) ** 0.9 / 2, rtol=1e-5)
+    adamw = adamw_cosine(0.1, 20, warmup=4, weight_decay=0.0)
+    state = adamw.init(params)
+    for step in range(20):
+        updates, state = adamw.update(grads, state, params)  # Adam of a constant gradient steps by the rate
+        rate = 0.1 * step / 4 if step < 4 else 0.05 * (1 + np.cos(np.pi * (step - 4) / 16))
+        np.testing.assert_allclose(updates["w"], -rate, atol=1e-6)
+
+
+def updated(optimizer=None, steps=2, **options):
+    fields = {k: options.pop(k) for k in ("dtype", "remat") if k in options}
+    model = create_model("unet", 3, features=(4, 8), dropout=0.5, **fields)
+    fns = supervised(model, loss=cross_entropy, optimizer=optimizer or optax.sgd(0.1), **options)
+    states, metrics = [fns.init(jax.random.key(0), batch_of(0))], None
+    for step in range(steps):
+        state, metrics = jax.jit(fns.update)(states[-1], batch_of(step), jax.random.key(step))
+        states.append(state)
+    return states, metrics
+
+
+def test_the_average_follows_the_parameters():
+    states, _ = updated(ema_decay=0.9)
+    for before, after in itertools.pairwise(states):
+        want = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, before.ema_params, after.params)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after.ema_params, want)
+
+
+def test_rematerialisation_changes_memory_and_not_numbers():
+    plain, remat = updated()[1], updated(remat=True)[1]
+    for name in plain:
+        np.testing.assert_allclose(remat[name], plain[name], rtol=1e-5)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
+    states, metrics = updated(dtype=jnp.bfloat16)
+    assert {x.dtype for x in jax.tree.leaves((states[-1].params, states[-1].model_state))} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(metrics["loss"], updated()[1]["loss"], rtol=0.05)
+    assert metrics["loss"] != updated()[1]["loss"]
 
 
 def test_batch_weights_reach_the_loss():
