@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from jaxseg.backbones.vgg import VGG, vgg16
 from jaxseg.layers import ConvTranspose, Dropout
 from jaxseg.models.output import SegmentationOutput
+from jaxseg.ops.conv import fully_connected_conv
 from jaxseg.ops.resize import bilinear_kernel, upsample_bilinear
 
 __all__ = ["FCN", "FCN1x1", "fcn8s_vgg16", "fcn8s_vgg16_at_once", "fcn16s_vgg16", "fcn32s_vgg16"]
@@ -65,6 +66,7 @@ def _head(model: Any, x: Array, fc6_window: int, *, train: bool) -> Array:
             padding=[(0, 0)] * 2,
             kernel_init=he_init,
             dtype=model.dtype,
+            conv_general_dilated=fully_connected_conv,
             name=name,
             parent=model,
         )

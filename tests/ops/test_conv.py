@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxseg.layers import ConvTranspose
-from jaxseg.ops.conv import conv_transpose
+from jaxseg.ops.conv import conv_transpose, fully_connected_conv
 from jaxseg.parallel import make_mesh
 
 # kernel, strides, padding: U-Net's, FCN's, PyTorch's DCGAN, and what divides badly
@@ -55,6 +55,33 @@ def test_values_and_derivatives_are_those_of_the_default_form(kernel, strides, p
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * max(1, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 2)])
+def test_fully_connected_conv_is_flax_convolution(kernel):
+    x, _ = arrays(kernel)
+    fields = {"features": 5, "kernel_size": kernel, "padding": ((0, 0), (0, 0))}
+    theirs = nn.Conv(**fields)
+    ours = nn.Conv(**fields, conv_general_dilated=fully_connected_conv)
+    variables = theirs.init(jax.random.key(0), x)
+
+    def everything(layer):
+        gradient = jax.grad(lambda v, x: jnp.sin(layer.apply(v, x)).sum(), (0, 1))
+        second = jax.grad(lambda v, x: sum((g**2).sum() for g in jax.tree.leaves(gradient(v, x))), (0, 1))
+        y, tangent = jax.jvp(layer.apply, (variables, x), (variables, x))
+        return (
+            y,
+            tangent,
+            gradient(variables, x),
+            second(variables, x),
+            jax.vmap(layer.apply, (None, 0))(variables, x[:, None]),
+        )
+
+    for a, b in zip(*(jax.tree.leaves(jax.jit(everything, static_argnums=0)(f)) for f in (ours, theirs)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * max(1, np.abs(b).max()))
+    assert ours.clone(dtype=jnp.bfloat16).apply(variables, x).dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="no strides or padding"):
+        ours.clone(strides=2).apply(variables, x)
 
 
 def test_layer_has_flax_parameters_and_values():
