@@ -2,14 +2,19 @@
 
 from jaxseg.weights.files import read_weights
 from jaxseg.weights.pth import UnsafePickle, read_pth
+from jaxseg.weights.published import Loaded, load_published, load_weights, save_weights
 from jaxseg.weights.vgg import WeightsMismatch, from_torchvision, load_encoder, to_torchvision
 
 __all__ = [
+    "Loaded",
     "UnsafePickle",
     "WeightsMismatch",
     "from_torchvision",
     "load_encoder",
+    "load_published",
+    "load_weights",
     "read_pth",
     "read_weights",
+    "save_weights",
     "to_torchvision",
 ]
