@@ -60,7 +60,7 @@ SMALL = (  # Howard et al. 2019, Table 2
 )
 
 
-def _divisible(channels: float) -> int:
+def _divisible(channels: int | float) -> int:
     """The nearest multiple of 8, at least 8 and nine tenths of `channels`."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded

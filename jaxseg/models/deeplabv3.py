@@ -78,6 +78,7 @@ class DeepLabV3(nn.Module):
 
     Atrous spatial pyramid pooling on the deepest features, a 3x3 convolution and class scores, resized
     bilinearly to the image. `aux` names the features that an auxiliary head scores, None for no such head.
+    `align_corners` resizes, and `dilate_first` dilates (see `ResNet`), as segmentation-models-pytorch does.
     Any height and width will do; in train mode the image pooling's batch norm needs two images or more.
     """
 
@@ -89,6 +90,8 @@ class DeepLabV3(nn.Module):
     aux: str | None = "stride16"
     dropout: float = 0.5
     aux_dropout: float = 0.1
+    align_corners: bool = False
+    dilate_first: bool = False
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Any = jnp.float32
     remat: bool = False
@@ -96,7 +99,10 @@ class DeepLabV3(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> SegmentationOutput:
         _, h, w, _ = images.shape
-        backbone = self.backbone(output_stride=self.output_stride, dtype=self.dtype, remat=self.remat, name="backbone")
+        fields: dict[str, Any] = {"dilate_first": True} if self.dilate_first else {}  # of ResNet
+        backbone = self.backbone(
+            output_stride=self.output_stride, dtype=self.dtype, remat=self.remat, name="backbone", **fields
+        )
         features = backbone(images, train=train)
         common: dict[str, Any] = {"norm": self.norm, "dtype": self.dtype}
         x = ASPP(self.features, self.atrous_rates, self.dropout, **common, name="aspp")(
@@ -104,12 +110,13 @@ class DeepLabV3(nn.Module):
         )
         x = ConvNormAct(self.features, **common, name="block")(x, train=train)
         x = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(x)
-        logits = resize_bilinear(x.astype(jnp.float32), (h, w))
+        logits = resize_bilinear(x.astype(jnp.float32), (h, w), align_corners=self.align_corners)
         if self.aux is None:
             return SegmentationOutput(logits)
         y = features[self.aux]
         head = FCNHead(self.num_classes, y.shape[-1] // 4, self.aux_dropout, **common, name="aux_classifier")
-        return SegmentationOutput(logits, resize_bilinear(head(y, train=train).astype(jnp.float32), (h, w)))
+        scores = head(y, train=train).astype(jnp.float32)
+        return SegmentationOutput(logits, resize_bilinear(scores, (h, w), align_corners=self.align_corners))
 
 
 deeplabv3_resnet50 = functools.partial(DeepLabV3, backbone=resnet50)

@@ -15,12 +15,14 @@ from flax import traverse_util
 
 from jaxseg.backbones.vgg import VGG, VGGClassifier
 from jaxseg.weights.files import read_weights
+from jaxseg.weights.semseg import SEMSEG
+from jaxseg.weights.smp import SMP
 from jaxseg.weights.torchvision import TORCHVISION
 from jaxseg.weights.vgg import WeightsMismatch, from_torchvision, to_torchvision
 
-__all__ = ["Loaded", "load_published", "load_weights", "save_weights"]
+__all__ = ["Loaded", "from_published", "load_published", "load_weights", "save_weights", "to_published"]
 
-PUBLISHERS = (TORCHVISION,)
+PUBLISHERS = (TORCHVISION, SEMSEG, SMP)
 FIELDS = {
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",
@@ -90,6 +92,21 @@ def _to_torch(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T)
 
 
+def _has_fields(publisher: Any, model: nn.Module) -> bool:
+    return all(getattr(model, k) == v for k, v in publisher.fields.get(type(model), {}).items())
+
+
+def _demand_fields(publisher: str, model: nn.Module) -> None:
+    """Raises where the weights would fit and the outputs would not be the publisher's."""
+    wanted = {p.name: p.fields for p in PUBLISHERS}[publisher].get(type(model), {})
+    for field, value in wanted.items():
+        if getattr(model, field) != value:
+            raise WeightsMismatch(
+                f"{publisher}'s {type(model).__name__} has {field}={value}, this one {getattr(model, field)}; "
+                f"create it with {', '.join(f'{k}={v}' for k, v in wanted.items())}"
+            )
+
+
 def _head(model: nn.Module, shapes: Mapping[Path, Any]) -> set[Path]:
     """Variables whose shape goes by the number of classes."""
     if not hasattr(model, "num_classes"):
@@ -98,9 +115,14 @@ def _head(model: nn.Module, shapes: Mapping[Path, Any]) -> set[Path]:
     return {path for path in shapes if shapes[path].shape != other[path].shape}
 
 
-def load_published(path: str | pathlib.Path, model: nn.Module, variables: Mapping[str, Any] | None = None) -> Loaded:
-    """Variables of `model` from a published checkpoint, and a report; `load_weights` says what is accepted."""
-    state = read_weights(path)
+def from_published(
+    state: Mapping[str, np.ndarray],
+    model: nn.Module,
+    variables: Mapping[str, Any] | None = None,
+    *,
+    where: str = "the state_dict",
+) -> Loaded:
+    """Variables of `model` with the values of a published state_dict, as `load_weights` has them from a file."""
     if isinstance(model, VGG | VGGClassifier):
         blank = traverse_util.unflatten_dict(_shapes(model))
         return Loaded(from_torchvision(state, blank), "torchvision", None)
@@ -115,9 +137,10 @@ def load_published(path: str | pathlib.Path, model: nn.Module, variables: Mappin
     shared, names, entries = found[publisher]
     if not shared:
         raise WeightsMismatch(
-            f"{path} is none of {', '.join(found)}'s {type(model).__name__}: it has {', '.join(sorted(state)[:3])} "
+            f"{where} is none of {', '.join(found)}'s {type(model).__name__}: it has {', '.join(sorted(state)[:3])} "
             f"..., and {publisher}'s has {', '.join(sorted(names)[:3])} ..."
         )
+    _demand_fields(publisher, model)
     head = _head(model, shapes)
     if not head:
         entries = {name: a for name, a in entries.items() if name in names or not name.startswith(CLASSIFIERS)}
@@ -144,15 +167,20 @@ def load_published(path: str | pathlib.Path, model: nn.Module, variables: Mappin
         lists = "; ".join(f"{what}: {', '.join(which)}" for what, which in problems.items() if which)
         aux = any("aux" in name for name in (*problems["missing"], *problems["unexpected"]))
         fix = " (the field `aux` of the model says whether it has the auxiliary head)" if aux else ""
-        raise WeightsMismatch(f"{path} does not fit this {type(model).__name__} of {publisher}: {lists}{fix}")
+        raise WeightsMismatch(f"{where} does not fit this {type(model).__name__} of {publisher}: {lists}{fix}")
     left_out = None
     if other_classes:
         start = "zero" if variables is None else "as they were"
         left_out = (
-            f"{path} scores {count} classes and the model {model.num_classes}: everything is loaded but "
+            f"{where} scores {count} classes and the model {model.num_classes}: everything is loaded but "
             f"{', '.join(other_classes)}, which are {start}"
         )
     return Loaded(traverse_util.unflatten_dict(flat), publisher, left_out)
+
+
+def load_published(path: str | pathlib.Path, model: nn.Module, variables: Mapping[str, Any] | None = None) -> Loaded:
+    """What `load_weights` gives, with its publisher and a line on what was left out, and no warning."""
+    return from_published(read_weights(path), model, variables, where=str(path))
 
 
 def load_weights(
@@ -171,29 +199,33 @@ def load_weights(
     return loaded.variables
 
 
+def to_published(model: nn.Module, variables: Mapping[str, Any], publisher: str | None = None) -> dict[str, np.ndarray]:
+    """Arrays by the publisher's names and in PyTorch's layout; `publisher` chooses where there are several."""
+    if isinstance(model, VGG | VGGClassifier):
+        return {name: np.ascontiguousarray(array) for name, array in to_torchvision(variables).items()}
+    known = {p.name: p for p in _publishers(model)}
+    fitting = [name for name, p in known.items() if _has_fields(p, model)]
+    chosen = publisher or next(iter(fitting or known))
+    if chosen not in known:
+        raise ValueError(f"{chosen} published no {type(model).__name__}; there is {', '.join(known)}")
+    _demand_fields(chosen, model)
+    flat = traverse_util.flatten_dict(dict(variables))
+    names = _names(known[chosen], model, flat)
+    return {known[chosen].prefix + name: _to_torch(np.asarray(flat[path])) for name, path in names.items()}
+
+
 def save_weights(
     path: str | pathlib.Path, model: nn.Module, variables: Mapping[str, Any], publisher: str | None = None
 ) -> None:
     """Writes `variables` of `model` as its publisher would have named them, to a `.safetensors` file.
 
-    What `load_weights` read comes back bit for bit, in float32 and without PyTorch's `num_batches_tracked`, which
-    its `load_state_dict` does not ask for. `publisher` chooses where there are several.
+    What `load_weights` read comes back bit for bit, in float32 and without PyTorch's `num_batches_tracked`,
+    which its `load_state_dict` does not ask for. `publisher` chooses where there are several.
     """
     from safetensors.numpy import save_file
 
     path = pathlib.Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(
-            f"{path}: published weights are written as .safetensors, not {path.suffix or 'without suffix'}"
-        )
-    if isinstance(model, VGG | VGGClassifier):
-        state = to_torchvision(variables)
-        save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, path)
-        return
-    known = {p.name: p for p in _publishers(model)}
-    chosen = publisher or next(iter(known))
-    if chosen not in known:
-        raise ValueError(f"{chosen} published no {type(model).__name__}; there is {', '.join(known)}")
-    flat = traverse_util.flatten_dict(dict(variables))
-    names = _names(known[chosen], model, flat)
-    save_file({known[chosen].prefix + n: _to_torch(np.asarray(flat[p])) for n, p in names.items()}, path)
+        found = path.suffix or "without suffix"
+        raise ValueError(f"{path}: published weights are written as .safetensors, not {found}")
+    save_file(to_published(model, variables, publisher), path)

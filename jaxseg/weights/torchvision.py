@@ -14,7 +14,7 @@ from jaxseg.models.deeplabv3 import DeepLabV3
 from jaxseg.models.fcn_resnet import DilatedFCN
 from jaxseg.models.lraspp import LRASPP
 
-__all__ = ["HEAD", "NUMBERED", "TORCHVISION", "Layout", "Publisher"]
+__all__ = ["CONV_NORM", "HEAD", "NUMBERED", "TORCHVISION", "Layout", "Publisher"]
 
 Layout = tuple[tuple[str, str], ...]
 
@@ -23,12 +23,14 @@ class Publisher(NamedTuple):
     """Names that one publisher gives, by the class of our model.
 
     `prefix` stands before every name of its files. `renamed` turns the names of its older files into today's.
+    `fields` are those that our model must have to compute what the publisher's does.
     """
 
     name: str
     layouts: Mapping[type[nn.Module], Layout]
     prefix: str = ""
     renamed: Layout = ()
+    fields: Mapping[type[nn.Module], Mapping[str, object]] = {}
 
 
 NUMBERED: Layout = ((r"_(\d+)(?=/|$)", r".\1"),)  # layer1_0, downsample_1: places in a Sequential
@@ -60,4 +62,5 @@ TORCHVISION = Publisher(
             *MOBILE,
         ),
     },
+    fields={DeepLabV3: {"align_corners": False, "dilate_first": False}},
 )
