@@ -16,6 +16,7 @@ pytestmark = pytest.mark.parity
 
 def close(ours, theirs, what=""):
     """Within 1e-4 of numbers scaled to order 1."""
+    theirs = theirs.numpy()
     np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=1e-4 * max(1e-2, np.std(theirs)), err_msg=what)
 
 
