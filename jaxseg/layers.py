@@ -13,8 +13,11 @@ from jaxtyping import Array, Float
 
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
 from jaxseg.ops.conv import conv_transpose
+from jaxseg.ops.depthwise import depthwise_conv
 
-__all__ = ["BatchNorm", "ConvTranspose", "Dropout"]
+__all__ = ["BatchNorm", "ConvNormAct", "ConvTranspose", "Dropout", "FCNHead"]
+
+he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's kaiming_normal_
 
 
 class BatchNorm(nn.Module):
@@ -93,3 +96,58 @@ class ConvTranspose(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = conv_transpose(x, kernel, self.strides, self.padding)
         return y if bias is None else y + bias
+
+
+class ConvNormAct(nn.Module):
+    """A convolution without bias that keeps h, w but for its `stride`, a norm, and an activation, if any.
+
+    `depthwise` convolves each channel by itself; `features` is then the number there is.
+    """
+
+    features: int
+    window: int = 3
+    stride: int = 1
+    dilation: int = 1
+    depthwise: bool = False
+    activation: Callable[[Array], Array] | None = nn.relu
+    norm: Callable[..., nn.Module] = BatchNorm
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h2 w2 c2"]:
+        pad = (self.window - 1) // 2 * self.dilation
+        x = nn.Conv(
+            self.features,
+            (self.window, self.window),
+            self.stride,
+            padding=[(pad, pad)] * 2,
+            kernel_dilation=self.dilation,
+            feature_group_count=self.features if self.depthwise else 1,
+            use_bias=False,
+            kernel_init=he_init,
+            conv_general_dilated=depthwise_conv if self.depthwise else None,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        x = self.norm(dtype=self.dtype, name="bn")(x, train=train)
+        return x if self.activation is None else self.activation(x)
+
+
+class FCNHead(nn.Module):
+    """A 3x3 convolution, norm, ReLU, dropout and class scores, as in torchvision's FCN and in PSPNet.
+
+    `shared_axes` (1, 2) drops whole channels, as PSPNet does.
+    """
+
+    num_classes: int
+    features: int
+    dropout: float = 0.1
+    shared_axes: tuple[int, ...] = ()
+    norm: Callable[..., nn.Module] = BatchNorm
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h w k"]:
+        x = ConvNormAct(self.features, norm=self.norm, dtype=self.dtype, name="block")(x, train=train)
+        x = Dropout(self.dropout, self.shared_axes)(x, train=train)
+        return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(x)

@@ -5,13 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxseg.layers import BatchNorm, Dropout
-from jaxseg.ops.pooling import max_pool, max_pool_with_indices
+from jaxseg.ops.pooling import adaptive_average_pool, max_pool, max_pool_with_indices
 
 __all__ = [
     "VGG",
@@ -100,18 +98,6 @@ vgg16_bn = functools.partial(vgg16, norm=BatchNorm)
 vgg19_bn = functools.partial(vgg19, norm=BatchNorm)
 
 
-def _adaptive_average(x: Array, n_out: int) -> Array:
-    """Means over `n_out` x `n_out` windows that cover `x`, as PyTorch's AdaptiveAvgPool2d."""
-    for axis in (1, 2):
-        n_in = x.shape[axis]
-        start = np.arange(n_out) * n_in // n_out
-        stop = -(-np.arange(1, n_out + 1) * n_in // n_out)
-        inside = (np.arange(n_in) >= start[:, None]) & (np.arange(n_in) < stop[:, None])
-        weights = jnp.asarray(inside / inside.sum(1, keepdims=True), x.dtype)
-        x = jnp.moveaxis(jnp.tensordot(weights, x, (1, axis), precision=jax.lax.Precision.HIGHEST), 0, axis)
-    return x
-
-
 class VGGClassifier(nn.Module):
     """VGG for image classification (Simonyan and Zisserman 2015), as torchvision has it.
 
@@ -127,7 +113,7 @@ class VGGClassifier(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n k"]:
         x = self.encoder(dtype=self.dtype, name="encoder")(images, train=train)["stride32"]
-        x = _adaptive_average(x, 7)
+        x = adaptive_average_pool(x, (7, 7))
         x = x.reshape(x.shape[0], -1)
         for name in ("fc6", "fc7"):
             x = nn.Dense(self.fc_features, dtype=self.dtype, name=name)(x)

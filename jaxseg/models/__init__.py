@@ -8,10 +8,22 @@ from typing import Any
 
 import flax.linen as nn
 
+from jaxseg.models.deeplabv3 import deeplabv3_mobilenet_v3_large, deeplabv3_resnet50, deeplabv3_resnet101
+from jaxseg.models.deeplabv3plus import deeplabv3plus_resnet34, deeplabv3plus_resnet50, deeplabv3plus_resnet101
 from jaxseg.models.fcn import FCN1x1, fcn8s_vgg16, fcn8s_vgg16_at_once, fcn16s_vgg16, fcn32s_vgg16
+from jaxseg.models.fcn_resnet import fcn_resnet50, fcn_resnet101
+from jaxseg.models.lraspp import LRASPP
 from jaxseg.models.output import SegmentationOutput
+from jaxseg.models.pspnet import (
+    pspnet_resnet18,
+    pspnet_resnet34,
+    pspnet_resnet50,
+    pspnet_resnet101,
+    pspnet_resnet152,
+)
 from jaxseg.models.segnet import SegNet, SegNetBasic
 from jaxseg.models.unet import UNet, UNetValid, unet_small
+from jaxseg.models.unet_encoder import unet_resnet34, unet_resnet50
 
 __all__ = ["MODELS", "SegmentationOutput", "create_model", "model_source"]
 
@@ -21,11 +33,27 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "fcn8s_vgg16": fcn8s_vgg16,
     "fcn8s_vgg16_at_once": fcn8s_vgg16_at_once,
     "fcn_vgg16_1x1": FCN1x1,
+    "fcn_resnet50": fcn_resnet50,
+    "fcn_resnet101": fcn_resnet101,
+    "deeplabv3_resnet50": deeplabv3_resnet50,
+    "deeplabv3_resnet101": deeplabv3_resnet101,
+    "deeplabv3_mobilenet_v3_large": deeplabv3_mobilenet_v3_large,
+    "lraspp_mobilenet_v3_large": LRASPP,
+    "pspnet_resnet18": pspnet_resnet18,
+    "pspnet_resnet34": pspnet_resnet34,
+    "pspnet_resnet50": pspnet_resnet50,
+    "pspnet_resnet101": pspnet_resnet101,
+    "pspnet_resnet152": pspnet_resnet152,
+    "deeplabv3plus_resnet34": deeplabv3plus_resnet34,
+    "deeplabv3plus_resnet50": deeplabv3plus_resnet50,
+    "deeplabv3plus_resnet101": deeplabv3plus_resnet101,
     "segnet_vgg16_bn": SegNet,
     "segnet_basic": SegNetBasic,
     "unet": UNet,
     "unet_small": unet_small,
     "unet_valid": UNetValid,
+    "unet_resnet34": unet_resnet34,
+    "unet_resnet50": unet_resnet50,
 }
 
 

@@ -1,4 +1,4 @@
-"""Max-pooling, with the positions of the maxima, and its inverse.
+"""Max-pooling, with the positions of the maxima, its inverse, and adaptive pooling to a size that one names.
 
 Arrays are `[N, H, W, C]`. `ceil_mode=False` drops what does not fill a window, as PyTorch does by default;
 `ceil_mode=True` keeps a last, truncated window, as Caffe does. Of equal values the first in row-major order
@@ -10,10 +10,18 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Num, UInt8
 
-__all__ = ["max_pool", "max_pool_with_indices", "max_unpool", "pooled_size"]
+__all__ = [
+    "adaptive_average_pool",
+    "adaptive_max_pool",
+    "max_pool",
+    "max_pool_with_indices",
+    "max_unpool",
+    "pooled_size",
+]
 
 
 def pooled_size(size: int, window: int, stride: int, padding: int = 0, *, ceil_mode: bool = False) -> int:
@@ -122,3 +130,28 @@ def max_unpool(
     full = full.reshape(n, ph * window, pw * window, c)[:, : size[0], : size[1]]
     short = (size[0] - full.shape[1], size[1] - full.shape[2])  # what floor pooling dropped
     return jnp.pad(full, ((0, 0), (0, short[0]), (0, short[1]), (0, 0))) if any(short) else full
+
+
+def _adaptive_windows(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and ends of PyTorch's `n_out` windows, which cover `n_in` samples and may overlap."""
+    starts = np.arange(n_out) * n_in // n_out
+    return starts, -(-np.arange(1, n_out + 1) * n_in // n_out)
+
+
+def adaptive_average_pool(x: Float[Array, "n h w c"], size: tuple[int, int]) -> Float[Array, "n ph pw c"]:
+    """Means over `size` windows that cover `x`, as PyTorch's AdaptiveAvgPool2d: two products with small matrices."""
+    for axis, n_out in ((1, size[0]), (2, size[1])):
+        n_in = x.shape[axis]
+        starts, stops = _adaptive_windows(n_in, n_out)
+        inside = (np.arange(n_in) >= starts[:, None]) & (np.arange(n_in) < stops[:, None])
+        weights = jnp.asarray(inside / inside.sum(1, keepdims=True), x.dtype)
+        x = jnp.moveaxis(jnp.tensordot(weights, x, (1, axis), precision=jax.lax.Precision.HIGHEST), 0, axis)
+    return x
+
+
+def adaptive_max_pool(x: Float[Array, "n h w c"], size: tuple[int, int]) -> Float[Array, "n ph pw c"]:
+    """Maxima over `size` windows that cover `x`, as PyTorch's AdaptiveMaxPool2d."""
+    for axis, n_out in ((1, size[0]), (2, size[1])):
+        windows = zip(*_adaptive_windows(x.shape[axis], n_out), strict=True)
+        x = jnp.stack([jax.lax.slice_in_dim(x, a, b, axis=axis).max(axis) for a, b in windows], axis)
+    return x

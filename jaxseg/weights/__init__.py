@@ -2,14 +2,21 @@
 
 from jaxseg.weights.files import read_weights
 from jaxseg.weights.pth import UnsafePickle, read_pth
+from jaxseg.weights.published import Loaded, from_published, load_published, load_weights, save_weights, to_published
 from jaxseg.weights.vgg import WeightsMismatch, from_torchvision, load_encoder, to_torchvision
 
 __all__ = [
+    "Loaded",
     "UnsafePickle",
     "WeightsMismatch",
+    "from_published",
     "from_torchvision",
     "load_encoder",
+    "load_published",
+    "load_weights",
     "read_pth",
     "read_weights",
+    "save_weights",
+    "to_published",
     "to_torchvision",
 ]

@@ -1,6 +1,7 @@
 """Pooling and its inverse against NumPy written from the definition."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from jaxseg.ops.pooling import (
     _max_of_views,
     _reduce_window_max,
+    adaptive_average_pool,
+    adaptive_max_pool,
     max_pool,
     max_pool_with_indices,
     max_unpool,
@@ -131,3 +134,21 @@ def test_against_torch(h, w, ceil_mode):
     if h > 2:
         pooled = torch.nn.functional.max_pool2d(theirs, 3, 2, 1, ceil_mode=ceil_mode)
         np.testing.assert_array_equal(max_pool(x, 3, 2, 1, ceil_mode=ceil_mode), pooled.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (6, 6), (7, 13)])
+@pytest.mark.parametrize("shape", [(5, 11), (6, 4), (13, 7)])
+def test_adaptive_windows_by_their_definition(shape, size):
+    """Window i of n over m samples goes from floor(i m / n) to ceil((i + 1) m / n)."""
+    x = np.random.default_rng(0).standard_normal((2, *shape, 3)).astype(np.float32)
+
+    def edges(i, axis):
+        m, n = shape[axis], size[axis]
+        return slice(math.floor(i * m / n), math.ceil((i + 1) * m / n))
+
+    average, largest = adaptive_average_pool(jnp.asarray(x), size), adaptive_max_pool(jnp.asarray(x), size)
+    assert average.shape == largest.shape == (2, *size, 3)
+    for i, j in np.ndindex(size):
+        window = x[:, edges(i, 0), edges(j, 1)]
+        np.testing.assert_allclose(average[:, i, j], window.mean((1, 2)), atol=1e-6)
+        np.testing.assert_array_equal(largest[:, i, j], window.max((1, 2)))

@@ -1,0 +1,81 @@
+"""Depthwise convolution of `[N, H, W, C]` arrays: on CPU as a sum of shifted products.
+
+XLA's depthwise convolution on CPU is some fifty times slower than the sum of kh * kw multiply-adds.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+__all__ = ["depthwise_conv"]
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def _shifted_products(x: Array, kernel: Array, strides: Any, padding: Any, dilation: Any) -> Array:
+    kh, kw, _, c = kernel.shape
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((a, b, 0) for a, b in padding), (0, 0, 0)])
+    h, w = (
+        (x.shape[axis + 1] - (size - 1) * dilation[axis] - 1) // strides[axis] + 1 for axis, size in enumerate((kh, kw))
+    )
+    total = jnp.zeros((x.shape[0], h, w, c), x.dtype)
+    for i in range(kh):
+        for j in range(kw):
+            top, left = i * dilation[0], j * dilation[1]
+            stop = (x.shape[0], top + (h - 1) * strides[0] + 1, left + (w - 1) * strides[1] + 1, c)
+            total += jax.lax.slice(x, (0, top, left, 0), stop, (1, *strides, 1)) * kernel[i, j, 0]
+    return total
+
+
+def depthwise_conv(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw 1 c"],
+    window_strides: Sequence[int] = (1, 1),
+    padding: str | Sequence[tuple[int, int]] = "SAME",
+    *,
+    rhs_dilation: Sequence[int] | None = None,
+    **rest: Any,
+) -> Float[Array, "n h2 w2 c"]:
+    """Convolves each channel with its own kernel.
+
+    Arguments are those of `jax.lax.conv_general_dilated`, so that it serves `nn.Conv` as
+    `conv_general_dilated=depthwise_conv`; results agree to rounding on every platform, and so do gradients.
+    Raises ValueError for a convolution that is not depthwise, has another layout, or dilates its input.
+    """
+    channels = x.shape[-1]
+    groups = rest.pop("feature_group_count", channels)
+    precision = rest.pop("precision", None)
+    lhs_dilation = tuple(rest.pop("lhs_dilation", None) or (1, 1))
+    layout = rest.pop("dimension_numbers", None)
+    if layout is not None:
+        expected = jax.lax.conv_dimension_numbers(x.shape, kernel.shape, _LAYOUT)
+        if jax.lax.conv_dimension_numbers(x.shape, kernel.shape, layout) != expected:
+            raise ValueError(f"depthwise_conv takes NHWC and HWIO arrays, got {layout}")
+    if groups != channels or lhs_dilation != (1, 1) or rest:
+        raise ValueError(
+            f"depthwise_conv of {channels} channels needs as many groups and no dilated input, got "
+            f"feature_group_count {groups}, lhs_dilation {lhs_dilation}, {sorted(rest)}"
+        )
+    dilation = tuple(rhs_dilation or (1, 1))
+    if isinstance(padding, str):
+        effective = [(k - 1) * d + 1 for k, d in zip(kernel.shape[:2], dilation, strict=True)]
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], effective, window_strides, padding)
+    fields: Any = {"strides": tuple(window_strides), "padding": tuple(map(tuple, padding)), "dilation": dilation}
+
+    def by_xla(x: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            fields["strides"],
+            fields["padding"],
+            rhs_dilation=dilation,
+            dimension_numbers=_LAYOUT,
+            feature_group_count=channels,
+            precision=precision,
+        )
+
+    return jax.lax.platform_dependent(x, kernel, cpu=functools.partial(_shifted_products, **fields), default=by_xla)

@@ -1,0 +1,231 @@
+"""Whole published checkpoints to a model's variables and back, by the names that their publisher gave."""
+
+import functools
+import pathlib
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from jaxseg.backbones.vgg import VGG, VGGClassifier
+from jaxseg.weights.files import read_weights
+from jaxseg.weights.semseg import SEMSEG
+from jaxseg.weights.smp import SMP
+from jaxseg.weights.torchvision import TORCHVISION
+from jaxseg.weights.vgg import WeightsMismatch, from_torchvision, to_torchvision
+
+__all__ = ["Loaded", "from_published", "load_published", "load_weights", "save_weights", "to_published"]
+
+PUBLISHERS = (TORCHVISION, SEMSEG, SMP)
+FIELDS = {
+    ("params", "kernel"): "weight",
+    ("params", "scale"): "weight",
+    ("params", "bias"): "bias",
+    ("batch_stats", "mean"): "running_mean",
+    ("batch_stats", "var"): "running_var",
+}
+CLASSIFIERS = ("fc.", "classifier.", "last_linear.")  # of ImageNet's classes, beside a backbone
+
+Path = tuple[str, ...]
+
+
+class Loaded(NamedTuple):
+    """What a file gave: the variables, who published its layout, and what was left out and why."""
+
+    variables: dict[str, Any]
+    publisher: str
+    left_out: str | None
+
+
+def _shapes(model: nn.Module) -> dict[Path, jax.ShapeDtypeStruct]:
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    tree = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+    return dict(traverse_util.flatten_dict(dict(tree)))
+
+
+def _names(publisher: Any, model: nn.Module, paths: Iterable[Path]) -> dict[str, Path]:
+    """The publisher's name, without prefix, of every variable."""
+    names = {}
+    for path in paths:
+        module = "/".join(path[1:-1])
+        for pattern, replacement in publisher.layouts[type(model)]:
+            module = re.sub(pattern, replacement, module)
+        names[f"{module.replace('/', '.')}.{FIELDS[path[0], path[-1]]}"] = path
+    return names
+
+
+def _publishers(model: nn.Module) -> list[Any]:
+    found = [publisher for publisher in PUBLISHERS if type(model) in publisher.layouts]
+    if not found:
+        raise WeightsMismatch(
+            f"nobody published weights of {type(model).__name__} in a layout known here (there are "
+            f"{', '.join(sorted({c.__name__ for p in PUBLISHERS for c in p.layouts}))}); an encoder's alone load "
+            "with jaxseg.weights.load_encoder"
+        )
+    return found
+
+
+def _entries(publisher: Any, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The file's arrays without DataParallel's prefix, counters and the names of older versions."""
+    entries = {}
+    for name, array in state.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        name = name.removeprefix("module.")
+        for pattern, replacement in publisher.renamed:
+            name = re.sub(pattern, replacement, name)
+        entries[name] = array
+    return entries
+
+
+def _to_flax(array: np.ndarray) -> np.ndarray:
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def _to_torch(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T)
+
+
+def _has_fields(publisher: Any, model: nn.Module) -> bool:
+    return all(getattr(model, k) == v for k, v in publisher.fields.get(type(model), {}).items())
+
+
+def _demand_fields(publisher: str, model: nn.Module) -> None:
+    """Raises where the weights would fit and the outputs would not be the publisher's."""
+    wanted = {p.name: p.fields for p in PUBLISHERS}[publisher].get(type(model), {})
+    for field, value in wanted.items():
+        if getattr(model, field) != value:
+            raise WeightsMismatch(
+                f"{publisher}'s {type(model).__name__} has {field}={value}, this one {getattr(model, field)}; "
+                f"create it with {', '.join(f'{k}={v}' for k, v in wanted.items())}"
+            )
+
+
+def _head(model: nn.Module, shapes: Mapping[Path, Any]) -> set[Path]:
+    """Variables whose shape goes by the number of classes."""
+    if not hasattr(model, "num_classes"):
+        return set()
+    other = _shapes(model.clone(num_classes=model.num_classes + 1))
+    return {path for path in shapes if shapes[path].shape != other[path].shape}
+
+
+def from_published(
+    state: Mapping[str, np.ndarray],
+    model: nn.Module,
+    variables: Mapping[str, Any] | None = None,
+    *,
+    where: str = "the state_dict",
+) -> Loaded:
+    """Variables of `model` with the values of a published state_dict, as `load_weights` has them from a file."""
+    if isinstance(model, VGG | VGGClassifier):
+        blank = traverse_util.unflatten_dict(_shapes(model))
+        return Loaded(from_torchvision(state, blank), "torchvision", None)
+    shapes = _shapes(model)
+
+    def fit(publisher: Any) -> tuple[int, dict[str, Path], dict[str, np.ndarray]]:
+        names, entries = _names(publisher, model, shapes), _entries(publisher, state)
+        return len(names.keys() & entries.keys()), names, entries
+
+    found = {publisher.name: fit(publisher) for publisher in _publishers(model)}
+    publisher = max(found, key=lambda name: found[name][0])
+    shared, names, entries = found[publisher]
+    if not shared:
+        raise WeightsMismatch(
+            f"{where} is none of {', '.join(found)}'s {type(model).__name__}: it has {', '.join(sorted(state)[:3])} "
+            f"..., and {publisher}'s has {', '.join(sorted(names)[:3])} ..."
+        )
+    _demand_fields(publisher, model)
+    head = _head(model, shapes)
+    if not head:
+        entries = {name: a for name, a in entries.items() if name in names or not name.startswith(CLASSIFIERS)}
+    flat = {p: jnp.zeros(s.shape, s.dtype) for p, s in shapes.items() if p in head}
+    if variables is not None:
+        flat = dict(traverse_util.flatten_dict(dict(variables)))
+    misshapen, other_classes, count = [], [], 0
+    for name in sorted(names.keys() & entries.keys()):
+        place = names[name]
+        array, shape = _to_flax(np.asarray(entries[name])), shapes[place].shape
+        if array.shape == shape:
+            flat[place] = jnp.asarray(array, shapes[place].dtype)
+        elif place in head and array.shape[:-1] == shape[:-1]:
+            other_classes.append("/".join(place[1:]))
+            count = array.shape[-1]
+        else:
+            misshapen.append(f"{name} {tuple(entries[name].shape)} for {'/'.join(place)} {shape}")
+    problems = {
+        "missing": sorted(names.keys() - entries.keys()),
+        "unexpected": sorted(entries.keys() - names.keys()),
+        "misshapen": misshapen,
+    }
+    if any(problems.values()):
+        lists = "; ".join(f"{what}: {', '.join(which)}" for what, which in problems.items() if which)
+        aux = any("aux" in name for name in (*problems["missing"], *problems["unexpected"]))
+        fix = " (the field `aux` of the model says whether it has the auxiliary head)" if aux else ""
+        raise WeightsMismatch(f"{where} does not fit this {type(model).__name__} of {publisher}: {lists}{fix}")
+    left_out = None
+    if other_classes:
+        start = "zero" if variables is None else "as they were"
+        left_out = (
+            f"{where} scores {count} classes and the model {model.num_classes}: everything is loaded but "
+            f"{', '.join(other_classes)}, which are {start}"
+        )
+    return Loaded(traverse_util.unflatten_dict(flat), publisher, left_out)
+
+
+def load_published(path: str | pathlib.Path, model: nn.Module, variables: Mapping[str, Any] | None = None) -> Loaded:
+    """What `load_weights` gives, with its publisher and a line on what was left out, and no warning."""
+    return from_published(read_weights(path), model, variables, where=str(path))
+
+
+def load_weights(
+    path: str | pathlib.Path, model: nn.Module, variables: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Variables of `model` from a published checkpoint, whose publisher is found by the names in it.
+
+    `path` is a `.pth`, `.pt` or `.safetensors` file. Where it scores another number of classes, everything but
+    the head is loaded, with a warning that says so; the head is that of `variables`, or zero. Raises
+    WeightsMismatch, with the names, where an entry is missing, unexpected or misshapen; ValueError and
+    UnsafePickle as `read_weights`.
+    """
+    loaded = load_published(path, model, variables)
+    if loaded.left_out:
+        warnings.warn(loaded.left_out, stacklevel=2)
+    return loaded.variables
+
+
+def to_published(model: nn.Module, variables: Mapping[str, Any], publisher: str | None = None) -> dict[str, np.ndarray]:
+    """Arrays by the publisher's names and in PyTorch's layout; `publisher` chooses where there are several."""
+    if isinstance(model, VGG | VGGClassifier):
+        return {name: np.ascontiguousarray(array) for name, array in to_torchvision(variables).items()}
+    known = {p.name: p for p in _publishers(model)}
+    fitting = [name for name, p in known.items() if _has_fields(p, model)]
+    chosen = publisher or next(iter(fitting or known))
+    if chosen not in known:
+        raise ValueError(f"{chosen} published no {type(model).__name__}; there is {', '.join(known)}")
+    _demand_fields(chosen, model)
+    flat = traverse_util.flatten_dict(dict(variables))
+    names = _names(known[chosen], model, flat)
+    return {known[chosen].prefix + name: _to_torch(np.asarray(flat[path])) for name, path in names.items()}
+
+
+def save_weights(
+    path: str | pathlib.Path, model: nn.Module, variables: Mapping[str, Any], publisher: str | None = None
+) -> None:
+    """Writes `variables` of `model` as its publisher would have named them, to a `.safetensors` file.
+
+    What `load_weights` read comes back bit for bit, in float32 and without PyTorch's `num_batches_tracked`,
+    which its `load_state_dict` does not ask for. `publisher` chooses where there are several.
+    """
+    from safetensors.numpy import save_file
+
+    path = pathlib.Path(path)
+    if path.suffix != ".safetensors":
+        found = path.suffix or "without suffix"
+        raise ValueError(f"{path}: published weights are written as .safetensors, not {found}")
+    save_file(to_published(model, variables, publisher), path)

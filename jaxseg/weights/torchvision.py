@@ -1,0 +1,66 @@
+"""torchvision's names of its segmentation models and their backbones.
+
+A layout is a list of substitutions, made one after the other on a module's path in our tree; `/` then becomes `.`.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+
+from jaxseg.backbones.mobilenet_v3 import MobileNetV3
+from jaxseg.backbones.resnet import ResNet
+from jaxseg.models.deeplabv3 import DeepLabV3
+from jaxseg.models.fcn_resnet import DilatedFCN
+from jaxseg.models.lraspp import LRASPP
+
+__all__ = ["CONV_NORM", "HEAD", "NUMBERED", "TORCHVISION", "Layout", "Publisher"]
+
+Layout = tuple[tuple[str, str], ...]
+
+
+class Publisher(NamedTuple):
+    """Names that one publisher gives, by the class of our model.
+
+    `prefix` stands before every name of its files. `renamed` turns the names of its older files into today's.
+    `fields` are those that our model must have to compute what the publisher's does.
+    """
+
+    name: str
+    layouts: Mapping[type[nn.Module], Layout]
+    prefix: str = ""
+    renamed: Layout = ()
+    fields: Mapping[type[nn.Module], Mapping[str, object]] = {}
+
+
+NUMBERED: Layout = ((r"_(\d+)(?=/|$)", r".\1"),)  # layer1_0, downsample_1: places in a Sequential
+CONV_NORM: Layout = ((r"/conv$", "/0"), (r"/bn$", "/1"))
+HEAD: Layout = ((r"/block/conv$", "/0"), (r"/block/bn$", "/1"), (r"/logits$", "/4"))
+MOBILE: Layout = ((r"^(backbone/)?features_", r"\1"), *NUMBERED, *CONV_NORM)
+
+TORCHVISION = Publisher(
+    "torchvision",
+    {
+        ResNet: NUMBERED,
+        MobileNetV3: (*NUMBERED, *CONV_NORM),
+        DilatedFCN: (*NUMBERED, *HEAD),
+        DeepLabV3: (
+            (r"^backbone/features_", "backbone/"),
+            (r"^aspp/image_pooling/conv$", "classifier/0/convs/4/1"),
+            (r"^aspp/image_pooling/bn$", "classifier/0/convs/4/2"),
+            (r"^aspp/", "classifier/0/"),
+            (r"^block/conv$", "classifier/1"),
+            (r"^block/bn$", "classifier/2"),
+            (r"^logits$", "classifier/4"),
+            *HEAD,
+            *NUMBERED,
+            *CONV_NORM,
+        ),
+        LRASPP: (
+            (r"^scale$", "classifier/scale/1"),
+            (r"^(cbr|low_classifier|high_classifier)", r"classifier/\1"),
+            *MOBILE,
+        ),
+    },
+    fields={DeepLabV3: {"align_corners": False, "dilate_first": False}},
+)

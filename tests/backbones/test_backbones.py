@@ -1,0 +1,147 @@
+"""ResNets and MobileNetV3: published sizes, strides by dilation, and every feature beside torchvision's."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden.named import fill, image
+
+from jaxseg.backbones import mobilenet_v3, resnet
+from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
+from jaxseg.backbones.resnet import BasicBlock, resnet50
+from jaxseg.weights import to_published
+
+# torchvision's counts less the classifiers, 512 or 2048 or (960 1280 + 1280 1000) or (576 1024 + 1024 1000) and biases
+COUNTS = {
+    "resnet18": 11_689_512 - 513_000,
+    "resnet34": 21_797_672 - 513_000,
+    "resnet50": 25_557_032 - 2_049_000,
+    "resnet101": 44_549_160 - 2_049_000,
+    "resnet152": 60_192_808 - 2_049_000,
+    "resnext50_32x4d": 25_028_904 - 2_049_000,
+    "wide_resnet50_2": 68_883_240 - 2_049_000,
+    "mobilenet_v3_large": 5_483_032 - (961 * 1280 + 1281 * 1000),
+    "mobilenet_v3_small": 2_542_856 - (577 * 1024 + 1025 * 1000),
+}
+
+
+def constructor(name):
+    return getattr(mobilenet_v3 if "mobilenet" in name else resnet, name)
+
+
+def shapes(model, h=32, w=32):
+    images = jax.ShapeDtypeStruct((1, h, w, 3), jnp.float32)
+    return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_are_torchvisions(name):
+    variables = shapes(constructor(name)())
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == COUNTS[name]
+
+
+@pytest.mark.parametrize("output_stride", [32, 16, 8])
+@pytest.mark.parametrize("narrow", [functools.partial(resnet50, depths=(1, 1, 2, 2)), mobilenet_v3_small])
+def test_features_keep_their_names_at_every_output_stride(narrow, output_stride):
+    model = narrow(output_stride=output_stride)
+    images = jax.ShapeDtypeStruct((1, 70, 97, 3), jnp.float32)
+    features = jax.eval_shape(functools.partial(model.apply, train=False), shapes(model), images)
+    for stride in (2, 4, 8, 16, 32):
+        real = min(stride, output_stride)
+        assert features[f"stride{stride}"].shape[1:3] == (-(-70 // real), -(-97 // real))
+    with pytest.raises(ValueError, match="output_stride is 8, 16 or 32, got 4"):
+        shapes(narrow(output_stride=4))
+
+
+def dilations(model):
+    """Of every dilated convolution with a window, in order."""
+    images = jnp.zeros((1, 32, 32, 3))
+    jaxpr = jax.make_jaxpr(functools.partial(model.apply, train=False))(fill(shapes(model)), images)
+    return [
+        e.params["rhs_dilation"][0]
+        for e in jaxpr.eqns
+        if e.primitive.name == "conv_general_dilated" and e.invars[1].aval.shape[0] > 1
+    ]
+
+
+def test_dilation_and_multi_grid():
+    narrow = functools.partial(resnet50, depths=(1, 1, 2, 3), features=(4, 4, 4, 4), stem_features=4)
+    assert dilations(narrow(output_stride=8)) == [1, 1, 1, 1, 2, 2, 4, 4]  # the first block keeps the one before
+    assert dilations(narrow(output_stride=8, dilate_first=True)) == [1, 1, 1, 2, 2, 4, 4, 4]
+    assert dilations(narrow(output_stride=16, dilate_first=True, multi_grid=(1, 2, 4)))[-3:] == [2, 4, 8]
+    assert dilations(narrow(multi_grid=(1, 2, 4)))[-3:] == [1, 2, 4]
+    assert len(dilations(narrow(deep_stem=True))) == 10
+    with pytest.raises(ValueError, match="BasicBlock has 1 group of base width 64, got 32 of 4"):
+        shapes(narrow(block=BasicBlock, groups=32, base_width=4))
+
+
+def close(ours, theirs, what):
+    np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=1e-4 * max(1e-2, np.std(theirs)), err_msg=what)
+
+
+CASES = [
+    ("resnet18", 32),
+    ("resnet50", 8),
+    ("resnext50_32x4d", 16),
+    ("wide_resnet50_2", 32),
+    ("mobilenet_v3_small", 16),
+    ("mobilenet_v3_large", 32),
+]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("name", "output_stride"), CASES)
+def test_every_feature_is_torchvisions(name, output_stride):
+    """At an odd size, in eval and train mode, whole published backbones but ResNets' depth."""
+    torch = pytest.importorskip("torch")
+    from torchvision_shim import torchvision
+
+    mobile = "mobilenet" in name
+    if mobile:
+        theirs = getattr(torchvision.models, name)(dilated=output_stride == 16).features
+        model = constructor(name)(output_stride=output_stride)
+        numbered = {f"features_{i}": layer for i, layer in enumerate(theirs)}
+    else:
+        blocks = torchvision.models.resnet
+        theirs = blocks.ResNet(
+            blocks.BasicBlock if name == "resnet18" else blocks.Bottleneck,
+            [1, 1, 2, 2],
+            replace_stride_with_dilation=[False, output_stride == 8, output_stride < 32],
+            groups=32 if "resnext" in name else 1,
+            width_per_group={"resnext50_32x4d": 4, "wide_resnet50_2": 128}.get(name, 64),
+        )
+        theirs.fc = torch.nn.Identity()
+        model = constructor(name)(depths=(1, 1, 2, 2), output_stride=output_stride)
+        numbered = {"stride2": theirs.relu} | {
+            f"stride{2 ** (i + 1)}": getattr(theirs, f"layer{i}") for i in (1, 2, 3, 4)
+        }
+    images = image(2, 41, 59)
+    variables = fill(shapes(model))
+    state = {k.removeprefix("features."): torch.tensor(v) for k, v in to_published(model, variables).items()}
+    found = {}
+    for key, module in numbered.items():
+        module.register_forward_hook(
+            lambda _, __, out, key=key: found.setdefault(key, out.movedim(1, -1).clone().numpy())
+        )
+    apply = functools.partial(model.apply, mutable=["batch_stats"])
+    ours = jax.jit(lambda v, x: [apply(v, x, train=train)[0] for train in (False, True)])(variables, images)
+    for train, features in enumerate(ours):
+        theirs.load_state_dict(state)
+        found.clear()
+        with torch.no_grad():
+            theirs.train(bool(train))(torch.tensor(np.asarray(images)).permute(0, 3, 1, 2))
+        assert found.keys() == numbered.keys()
+        for key, expected in found.items():
+            close(features[key], expected, f"{key} {train=}")
+
+
+def test_large_has_the_papers_strides():
+    """C2 of torchvision's LR-ASPP is features_4, the first of stride 8."""
+    model = mobilenet_v3_large(output_stride=16)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    features = jax.eval_shape(functools.partial(model.apply, train=False), shapes(model), images)
+    assert features["features_3"].shape == (1, 16, 16, 24)
+    assert features["features_4"].shape == features["stride8"].shape == (1, 8, 8, 40)
+    assert features["stride32"].shape == (1, 4, 4, 960)
