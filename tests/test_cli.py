@@ -1,5 +1,6 @@
 """The command line, from a folder of photographs to a table: what it writes, and what it says to mistakes."""
 
+import functools
 import json
 import shutil
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 import jaxseg
 from jaxseg.cli import main
+from jaxseg.weights import save_weights
 
 NAMES = ("sky", "ground")
 
@@ -177,3 +179,16 @@ def test_models_lists_the_zoo(capsys):
 
 def test_every_device_is_used(capsys, run):
     assert len(jax.devices()) == 8, "these tests run on eight devices: the batch of 8 above is one each"
+
+
+def test_predict_with_a_published_checkpoint(photos, tmp_path):
+    name = "lraspp_mobilenet_v3_large"
+    model = jaxseg.create_model(name, 3)
+    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: rng.uniform(0.1, 0.2, x.shape).astype(np.float32), shapes)
+    save_weights(tmp_path / "w.safetensors", model, variables)
+    words = ("predict", name, photos / "val" / "images" / "photo7.png", "--weights", tmp_path / "w.safetensors")
+    assert jaxseg_command(*words, "--classes", 3, "--size", "64x96", "--out", tmp_path / "o") == 0
+    with Image.open(tmp_path / "o" / "photo7_labels.png") as labels:
+        assert labels.size == (48, 32)

@@ -15,7 +15,7 @@ from jaxseg.data import DataError, FolderSource, ShapesSource, check_data, folde
 from jaxseg.data.check import DataReport
 from jaxseg.models import MODELS
 
-__all__ = ["Size", "bar", "checked", "class_share", "describe", "evaluation_split", "model_name", "open_split"]
+__all__ = ["Size", "bar", "checked", "class_share", "describe", "evaluation_split", "nearest_model", "open_split"]
 
 
 def _size(words: list[str]) -> tuple[int, int]:
@@ -39,12 +39,9 @@ Size = Annotated[
 ]
 
 
-def model_name(name: str) -> str:
-    """`name` if it is in the zoo; raises ValueError with the nearest one that is."""
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
-        raise ValueError(f'no model "{name}"; did you mean "{near}"? `jaxseg models` lists all')
-    return name
+def nearest_model(name: str) -> str:
+    """The name in the zoo that is nearest to `name`."""
+    return difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
 
 
 @contextlib.contextmanager

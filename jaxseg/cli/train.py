@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from jaxseg import losses, parallel
-from jaxseg.cli.arguments import Size, checked, describe, evaluation_split, model_name, open_split
+from jaxseg.cli.arguments import Size, checked, describe, evaluation_split, nearest_model, open_split
 from jaxseg.data import (
     Source,
     batch_names,
@@ -27,6 +27,7 @@ from jaxseg.data import (
     with_border_weights,
 )
 from jaxseg.fit import Feed, Run, fit
+from jaxseg.models import MODELS
 from jaxseg.predict import predictor
 from jaxseg.runlog import read_records
 from jaxseg.runs import load_run, metrics_table, model_config, model_from_config, write_results
@@ -170,7 +171,10 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
     """Train a semantic model; resumes where it was stopped."""
     if config.distributed:
         initialize_distributed(config.distributed)
-    model_name(config.model)
+    if config.model not in MODELS:
+        raise ValueError(
+            f'no model "{config.model}"; did you mean "{nearest_model(config.model)}"? `jaxseg models` lists all'
+        )
     if config.border_weights and config.loss not in ("cross_entropy", "cross_entropy+dice"):
         raise ValueError(f"--border-weights weigh the cross-entropy; --loss is {config.loss}")
     placement = placement_of(config.parallel, config.shard)

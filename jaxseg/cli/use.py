@@ -7,23 +7,26 @@ import pathlib
 import sys
 from typing import Annotated, Literal
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
 import tyro
+from jaxtyping import PyTree
 from PIL import Image
 
 from jaxseg import parallel
-from jaxseg.cli.arguments import bar, checked, describe, evaluation_split, model_name, open_split
+from jaxseg.cli.arguments import Size, bar, checked, describe, evaluation_split, nearest_model, open_split
 from jaxseg.cli.train import evaluation_feed, placement_of
-from jaxseg.data import DataError, read_image
+from jaxseg.data import DataError, read_image, voc_palette
 from jaxseg.fit import evaluate_batches
 from jaxseg.losses import cross_entropy
-from jaxseg.models import MODELS
+from jaxseg.models import MODELS, create_model
 from jaxseg.predict import predictor
 from jaxseg.runs import load_variables, metrics_table, model_from_config
 from jaxseg.train import TrainState, supervised
 from jaxseg.visualize import overlay, palette_image
+from jaxseg.weights import load_weights
 
 __all__ = ["Evaluate", "Predict", "evaluate_command", "predict_command"]
 
@@ -41,7 +44,11 @@ class Predict:
     out: pathlib.Path
     """Folder for NAME_labels.png (the label map), NAME_palette.png and NAME_overlay.png."""
     weights: pathlib.Path | None = None
-    """The folder of a run of that model."""
+    """The folder of a run of that model, or a published checkpoint (.pth, .safetensors)."""
+    size: Size | None = None
+    """Height x width at which a published model sees images (default 512x512); a run knows its own."""
+    classes: int = 21
+    """Number of classes of a published checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,33 +96,34 @@ def _image_files(paths: tuple[pathlib.Path, ...]) -> list[tuple[pathlib.Path, pa
     return found
 
 
-def _run_folder(name: str, weights: pathlib.Path | None) -> pathlib.Path:
+def _trained(config: Predict) -> tuple[nn.Module, PyTree, tuple[int, int], np.ndarray]:
+    """The model, its variables, the size at which it sees images, and its palette."""
+    name, weights = config.model, config.weights
     if weights is None:
         if name in MODELS:
-            raise ValueError(f"{name} is a model without weights; add --weights RUN, or name the folder of a run")
+            raise ValueError(f"{name} is a model without weights; add --weights, or name the folder of a run")
         if not (pathlib.Path(name) / "checkpoints").is_dir():
-            near = "" if os.sep in name or pathlib.Path(name).exists() else f"; of models: {_nearest(name)}"
+            near = "" if os.sep in name or pathlib.Path(name).exists() else f"; of models: {nearest_model(name)}"
             raise FileNotFoundError(f"{name} is not the folder of a run (it holds no checkpoints){near}")
-        return pathlib.Path(name)
-    model_name(name)
-    return weights
-
-
-def _nearest(name: str) -> str:
-    try:
-        return model_name(name)
-    except ValueError as error:
-        return str(error)
+        weights = pathlib.Path(name)
+    elif nearest_model(name) != name:
+        raise ValueError(f'no model "{name}"; did you mean "{nearest_model(name)}"? `jaxseg models` lists all')
+    elif weights.is_file():
+        model = create_model(name, config.classes)
+        return model, load_weights(weights, model), config.size or (512, 512), voc_palette(config.classes)
+    variables, trained = load_variables(weights)
+    if name in MODELS and trained["model"] != name:
+        raise ValueError(f"{weights} holds {trained['model']}, not {name}; name that model")
+    if config.size not in (None, tuple(trained["size"])):
+        raise ValueError(f"{weights} sees images at {'x'.join(map(str, trained['size']))}; leave --size out")
+    return model_from_config(trained), variables, tuple(trained["size"]), np.array(trained["palette"], np.uint8)
 
 
 def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
     """Segment photographs or folders with what a run trained."""
     files = _image_files(config.paths)
-    variables, trained = load_variables(_run_folder(config.model, config.weights))
-    if config.weights is not None and trained["model"] != config.model:
-        raise ValueError(f"{config.weights} holds {trained['model']}, not {config.model}; name that model")
-    predict = predictor(model_from_config(trained), variables, tuple(trained["size"]))
-    palette = np.array(trained["palette"], np.uint8)
+    model, variables, size, palette = _trained(config)
+    predict = predictor(model, variables, size)
     skipped = []
     with bar("segmenting") as progress:
         for done, (path, name) in enumerate(files, 1):
