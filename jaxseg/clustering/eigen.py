@@ -1,0 +1,168 @@
+"""Smallest eigenpairs of (D - W) y = lambda D y on a pixel graph: LOBPCG with a multigrid preconditioner.
+
+Knyazev 2001 for the block method; the grid hierarchy halves the image by summing the graph over 2 x 2 cells, starts
+come from the coarse graph's eigenvectors, and one cycle through the hierarchy preconditions each residual.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxseg.ops.affinity import Affinity, coarsen, laplacian_product
+
+__all__ = ["Eigenpairs", "smallest_eigenpairs"]
+
+HIGHEST = jax.lax.Precision.HIGHEST
+SMOOTHING = 0.7
+COARSEST = 6  # pixels on the shorter side
+SOLVED_FROM = 400  # pixels: levels below this size only precondition
+
+
+class Eigenpairs(NamedTuple):
+    """Ascending, without the trivial pair (0, 1); vectors have y^T D y = 1. Residuals |D^-1/2 (A - lambda D) y|."""
+
+    values: Float[Array, "k"]
+    vectors: Float[Array, "k h w"]
+    residuals: Float[Array, "k"]
+    num_iterations: Int[Array, ""]
+
+
+def _hierarchy(affinity: Affinity) -> list[Affinity]:
+    levels = [affinity]
+    while min(levels[-1].degree.shape) > COARSEST:
+        levels.append(coarsen(levels[-1]))
+    return levels
+
+
+def _restrict(r: Float[Array, "m h w"]) -> Float[Array, "m ch cw"]:
+    m, h, w = r.shape
+    r = jnp.pad(r, ((0, 0), (0, h % 2), (0, w % 2)))
+    return r[:, 0::2, 0::2] + r[:, 1::2, 0::2] + r[:, 0::2, 1::2] + r[:, 1::2, 1::2]
+
+
+def _prolong(y: Float[Array, "m ch cw"], shape: tuple[int, int]) -> Float[Array, "m h w"]:
+    m, ch, cw = y.shape
+    y = jnp.broadcast_to(y[:, :, None, :, None], (m, ch, 2, cw, 2)).reshape(m, 2 * ch, 2 * cw)
+    return y[:, : shape[0], : shape[1]]
+
+
+def _cycle(levels: list[Affinity], b: Float[Array, "m h w"], visits: int = 2) -> Float[Array, "m h w"]:
+    """An approximate solution of (D - W) y = b: symmetric, so that LOBPCG may use it."""
+    here = levels[0]
+    step = SMOOTHING / jnp.maximum(here.diagonal, 1e-20) * (here.diagonal > 1e-12)
+
+    def smooth(y):
+        return y + step * (b - laplacian_product(here, y))
+
+    if len(levels) == 1:
+        return jax.lax.fori_loop(0, 8, lambda _, y: smooth(y), step * b)
+
+    def visit(_, y):
+        residual = b - laplacian_product(here, y)
+        y = y + _prolong(_cycle(levels[1:], _restrict(residual), visits), here.degree.shape)
+        return smooth(y)
+
+    # a loop, so that the program is as long as the hierarchy and not as the number of visits
+    return jax.lax.fori_loop(0, visits if len(levels) > 2 else 1, visit, step * b)
+
+
+def _gram(x: Float[Array, "m h w"], y: Float[Array, "n h w"]) -> Float[Array, "m n"]:
+    return jnp.einsum("mhw,nhw->mn", x, y, precision=HIGHEST)
+
+
+def _combine(c: Float[Array, "m n"], x: Float[Array, "m h w"]) -> Float[Array, "n h w"]:
+    return jnp.einsum("mn,mhw->nhw", c, x, precision=HIGHEST)
+
+
+def _orthonormal(y: Float[Array, "m h w"], degree: Float[Array, "h w"]) -> tuple[Array, Array]:
+    """A basis with y^T D y = 1 by the Gram matrix's eigenvectors; which of its vectors are not null."""
+    scale = jax.lax.rsqrt(jnp.maximum(jnp.sum(y * y * degree, axis=(1, 2)), 1e-36))
+    y = y * scale[:, None, None]
+    values, c = jnp.linalg.eigh(_gram(y, y * degree))
+    kept = values > 1e-5 * values[-1]
+    return _combine(c * jnp.where(kept, jax.lax.rsqrt(jnp.maximum(values, 1e-30)), 0.0), y), kept
+
+
+def _residual_norms(r: Float[Array, "m h w"], degree: Float[Array, "h w"]) -> Float[Array, "m"]:
+    return jnp.sqrt(jnp.sum(r * r / jnp.maximum(degree, 1e-20) * (degree > 0), axis=(1, 2)))
+
+
+def _lobpcg(
+    levels: list[Affinity], start: Float[Array, "m h w"], k: int, tolerance: Array, max_iterations: int
+) -> Eigenpairs:
+    """The k smallest of the block's m pairs. Everything stays D-orthogonal to constants, the trivial vector."""
+    graph = levels[0]
+    degree = graph.degree
+    volume = jnp.sum(degree)
+
+    def deflate(y):
+        y = y * (degree > 0)
+        return y - jnp.sum(y * degree, axis=(1, 2), keepdims=True) / volume * (degree > 0)
+
+    def rayleigh_ritz(basis, kept):
+        """Ritz values, and coefficients of the basis, with null vectors moved to the top of the spectrum."""
+        image = laplacian_product(graph, basis)
+        g = _gram(basis, image)
+        g = 0.5 * (g + g.T) + jnp.diag(jnp.where(kept, 0.0, 10.0))
+        values, c = jnp.linalg.eigh(g)
+        return values, c, image
+
+    m = start.shape[0]
+    x, kept = _orthonormal(deflate(start), degree)
+    values, c, ax = rayleigh_ritz(x, kept)
+    x, ax = _combine(c, x), _combine(c, ax)
+
+    def residuals(x, ax, values):
+        return ax - values[:, None, None] * x * degree
+
+    def iterate(state):
+        x, ax, p, values, _, step = state
+        w = deflate(_cycle(levels, residuals(x, ax, values)))
+        for _ in range(2):  # twice is enough
+            w = w - _combine(_gram(x * degree, w), x)
+        w, w_kept = _orthonormal(w, degree)
+        basis = jnp.concatenate([x, w])
+        for _ in range(2):
+            p = p - _combine(_gram(basis * degree, p), basis)
+        p, p_kept = _orthonormal(deflate(p), degree)
+        basis = jnp.concatenate([basis, p])
+        image = jnp.concatenate([ax, laplacian_product(graph, basis[m:])])
+        g = _gram(basis, image)
+        g = 0.5 * (g + g.T) + jnp.diag(jnp.concatenate([jnp.zeros(m), 10.0 * ~w_kept, 10.0 * ~p_kept]))
+        values, c = jnp.linalg.eigh(g)
+        values, c = values[:m], c[:, :m]
+        new, ax = _combine(c, basis), _combine(c, image)
+        p = _combine(c[m:], basis[m:])
+        norms = _residual_norms(residuals(new, ax, values), degree)
+        return new, ax, p, values, norms, step + 1
+
+    def unfinished(state):
+        return (jnp.max(state[4][:k]) > tolerance) & (state[5] < max_iterations)
+
+    norms = _residual_norms(residuals(x, ax, values[:m]), degree)
+    state = (x, ax, jnp.zeros_like(x), values, norms, jnp.int32(0))
+    x, ax, _, values, norms, steps = jax.lax.while_loop(unfinished, iterate, state)
+    return Eigenpairs(values, x, norms, steps)
+
+
+def smallest_eigenpairs(
+    affinity: Affinity,
+    k: int,
+    *,
+    key: PRNGKeyArray,
+    tolerance: float = 1e-4,
+    max_iterations: int = 100,
+    guard: int = 4,
+) -> Eigenpairs:
+    levels = _hierarchy(affinity)
+    m = k + guard
+    solved = [i for i, level in enumerate(levels) if i == 0 or level.degree.size >= SOLVED_FROM]
+    y = jax.random.normal(key, (m, *levels[solved[-1]].degree.shape))
+    for i in reversed(solved):
+        pairs = _lobpcg(levels[i:], y, k, jnp.float32(tolerance if i == 0 else 1e-3), max_iterations)
+        y = pairs.vectors
+        if i:
+            y = _prolong(y, levels[i - 1].degree.shape)
+    return Eigenpairs(pairs.values[:k], pairs.vectors[:k], pairs.residuals[:k], pairs.num_iterations)
