@@ -17,6 +17,7 @@ __all__ = ["Eigenpairs", "smallest_eigenpairs"]
 HIGHEST = jax.lax.Precision.HIGHEST
 SMOOTHING = 0.7
 COARSEST = 6  # pixels on the shorter side
+LEAST_ITERATIONS = 6  # on the image itself, for the fresh vectors to come down to their place
 SOLVED_FROM = 400  # pixels: levels below this size only precondition
 
 
@@ -90,7 +91,12 @@ def _residual_norms(r: Float[Array, "m h w"], degree: Float[Array, "h w"]) -> Fl
 
 
 def _lobpcg(
-    levels: list[Affinity], start: Float[Array, "m h w"], k: int, tolerance: Array, max_iterations: int
+    levels: list[Affinity],
+    start: Float[Array, "m h w"],
+    k: int,
+    tolerance: Array,
+    least: int,
+    max_iterations: int,
 ) -> Eigenpairs:
     """The k smallest of the block's m pairs. Everything stays D-orthogonal to constants, the trivial vector."""
     graph = levels[0]
@@ -139,7 +145,8 @@ def _lobpcg(
         return new, ax, p, values, norms, step + 1
 
     def unfinished(state):
-        return (jnp.max(state[4][:k]) > tolerance) & (state[5] < max_iterations)
+        wanted = (jnp.max(state[4][:k]) > tolerance) | (state[5] < least)
+        return wanted & (state[5] < max_iterations)
 
     norms = _residual_norms(residuals(x, ax, values[:m]), degree)
     state = (x, ax, jnp.zeros_like(x), values, norms, jnp.int32(0))
@@ -152,17 +159,26 @@ def smallest_eigenpairs(
     k: int,
     *,
     key: PRNGKeyArray,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-5,
     max_iterations: int = 100,
-    guard: int = 4,
+    guard: int = 6,
 ) -> Eigenpairs:
+    """The k smallest non-trivial pairs, to residual `tolerance` or `max_iterations`, in a block of k + guard.
+
+    A graph of fewer than k + 1 vertices with degree has the surplus vectors 0.
+    """
     levels = _hierarchy(affinity)
-    m = k + guard
+    m = min(k + guard, affinity.degree.size)
     solved = [i for i, level in enumerate(levels) if i == 0 or level.degree.size >= SOLVED_FROM]
     y = jax.random.normal(key, (m, *levels[solved[-1]].degree.shape))
     for i in reversed(solved):
-        pairs = _lobpcg(levels[i:], y, k, jnp.float32(tolerance if i == 0 else 1e-3), max_iterations)
+        graph = levels[i]
+        if i != solved[-1]:
+            # what a coarse graph cannot hold, such as a few pixels apart from all others, enters by fresh vectors
+            noise = jax.random.normal(jax.random.fold_in(key, i), (m - k, *graph.degree.shape))
+            noise = _cycle(levels[i:], noise * jnp.sqrt(graph.degree))
+            y = jnp.concatenate([_prolong(y, graph.degree.shape)[:k], noise])
+        goal, least = (tolerance, LEAST_ITERATIONS) if i == 0 else (max(tolerance, 1e-4), 0)
+        pairs = _lobpcg(levels[i:], y, k, jnp.float32(goal), least, max_iterations)
         y = pairs.vectors
-        if i:
-            y = _prolong(y, levels[i - 1].degree.shape)
     return Eigenpairs(pairs.values[:k], pairs.vectors[:k], pairs.residuals[:k], pairs.num_iterations)

@@ -24,7 +24,7 @@ ELEMENTWISE_DIMENSIONS = 8
 class Blocks(NamedTuple):
     """Rows [x, weight] by scan step and piece; weight 0 at padding. `unit`: no other weights than 0 and 1."""
 
-    rows: Float[Array, "steps pieces n d+1"]
+    rows: Float[Array, "steps pieces n width"]
     unit: bool
     length: int
 

@@ -35,9 +35,9 @@ class Affinity:
     `degree` is D, the row sums of W with its diagonal; `diagonal` is that of D - W.
     """
 
-    weights: Float[Array, "offsets h+reach w+2*reach"]
-    degree: Float[Array, "h w"]
-    diagonal: Float[Array, "h w"]
+    weights: Array  # [offsets, h + reach, w + 2 reach]
+    degree: Array  # [h, w]
+    diagonal: Array  # [h, w]
     offsets: tuple[tuple[int, int], ...]
 
     @property
