@@ -38,7 +38,7 @@ def _hierarchy(affinity: Affinity) -> list[Affinity]:
 
 
 def _restrict(r: Float[Array, "m h w"]) -> Float[Array, "m ch cw"]:
-    m, h, w = r.shape
+    _, h, w = r.shape
     r = jnp.pad(r, ((0, 0), (0, h % 2), (0, w % 2)))
     return r[:, 0::2, 0::2] + r[:, 1::2, 0::2] + r[:, 0::2, 1::2] + r[:, 1::2, 1::2]
 
@@ -77,13 +77,23 @@ def _combine(c: Float[Array, "m n"], x: Float[Array, "m h w"]) -> Float[Array, "
     return jnp.einsum("mn,mhw->nhw", c, x, precision=HIGHEST)
 
 
-def _orthonormal(y: Float[Array, "m h w"], degree: Float[Array, "h w"]) -> tuple[Array, Array]:
-    """A basis with y^T D y = 1 by the Gram matrix's eigenvectors; which of its vectors are not null."""
-    scale = jax.lax.rsqrt(jnp.maximum(jnp.sum(y * y * degree, axis=(1, 2)), 1e-36))
-    y = y * scale[:, None, None]
+def _norms2(y: Float[Array, "m h w"], degree: Float[Array, "h w"]) -> Float[Array, "m 1 1"]:
+    return jnp.sum(y * y * degree, axis=(1, 2), keepdims=True)
+
+
+def _orthonormal(y: Array, against: Array, degree: Array) -> tuple[Array, Array]:
+    """A basis with y^T D y = 1, orthogonal to `against`, from the Gram matrix's eigenvectors.
+
+    Directions that `against` or the others already span come out as zero vectors; returns which do not.
+    """
+    y = y * jax.lax.rsqrt(jnp.maximum(_norms2(y, degree), 1e-36))
+    for _ in range(2):  # twice is enough, unless next to nothing was left
+        y = y - _combine(_gram(against * degree, y), against)
+        left = _norms2(y, degree)
+        y = jnp.where(left > 1e-9, y * jax.lax.rsqrt(jnp.maximum(left, 1e-9)), 0.0)
     values, c = jnp.linalg.eigh(_gram(y, y * degree))
-    kept = values > 1e-5 * values[-1]
-    return _combine(c * jnp.where(kept, jax.lax.rsqrt(jnp.maximum(values, 1e-30)), 0.0), y), kept
+    kept = values > 1e-5
+    return _combine(c * jnp.where(kept, jax.lax.rsqrt(jnp.maximum(values, 1e-5)), 0.0), y), kept
 
 
 def _residual_norms(r: Float[Array, "m h w"], degree: Float[Array, "h w"]) -> Float[Array, "m"]:
@@ -101,54 +111,41 @@ def _lobpcg(
     """The k smallest of the block's m pairs. Everything stays D-orthogonal to constants, the trivial vector."""
     graph = levels[0]
     degree = graph.degree
-    volume = jnp.sum(degree)
-
-    def deflate(y):
-        y = y * (degree > 0)
-        return y - jnp.sum(y * degree, axis=(1, 2), keepdims=True) / volume * (degree > 0)
-
-    def rayleigh_ritz(basis, kept):
-        """Ritz values, and coefficients of the basis, with null vectors moved to the top of the spectrum."""
-        image = laplacian_product(graph, basis)
-        g = _gram(basis, image)
-        g = 0.5 * (g + g.T) + jnp.diag(jnp.where(kept, 0.0, 10.0))
-        values, c = jnp.linalg.eigh(g)
-        return values, c, image
-
     m = start.shape[0]
-    x, kept = _orthonormal(deflate(start), degree)
-    values, c, ax = rayleigh_ritz(x, kept)
-    x, ax = _combine(c, x), _combine(c, ax)
+    inside = (degree > 0).astype(degree.dtype)
+    trivial = (inside / jnp.sqrt(jnp.sum(degree)))[None]
+
+    def rayleigh_ritz(basis, image, kept):
+        """The block's Ritz values, and coefficients; null vectors are moved above the spectrum, which ends at 2."""
+        g = _gram(basis, image)
+        values, c = jnp.linalg.eigh(0.5 * (g + g.T) + jnp.diag(jnp.where(kept, 0.0, 10.0)))
+        return values[:m], c[:, :m]
 
     def residuals(x, ax, values):
         return ax - values[:, None, None] * x * degree
 
     def iterate(state):
         x, ax, p, values, _, step = state
-        w = deflate(_cycle(levels, residuals(x, ax, values)))
-        for _ in range(2):  # twice is enough
-            w = w - _combine(_gram(x * degree, w), x)
-        w, w_kept = _orthonormal(w, degree)
-        basis = jnp.concatenate([x, w])
-        for _ in range(2):
-            p = p - _combine(_gram(basis * degree, p), basis)
-        p, p_kept = _orthonormal(deflate(p), degree)
-        basis = jnp.concatenate([basis, p])
+        x_kept = _norms2(x, degree)[:, 0, 0] > 0.5
+        basis = jnp.concatenate([trivial, x])
+        w, w_kept = _orthonormal(_cycle(levels, residuals(x, ax, values)) * inside, basis, degree)
+        basis = jnp.concatenate([basis, w])
+        p, p_kept = _orthonormal(p, basis, degree)
+        basis = jnp.concatenate([basis, p])[1:]
         image = jnp.concatenate([ax, laplacian_product(graph, basis[m:])])
-        g = _gram(basis, image)
-        g = 0.5 * (g + g.T) + jnp.diag(jnp.concatenate([jnp.zeros(m), 10.0 * ~w_kept, 10.0 * ~p_kept]))
-        values, c = jnp.linalg.eigh(g)
-        values, c = values[:m], c[:, :m]
-        new, ax = _combine(c, basis), _combine(c, image)
-        p = _combine(c[m:], basis[m:])
-        norms = _residual_norms(residuals(new, ax, values), degree)
-        return new, ax, p, values, norms, step + 1
+        values, c = rayleigh_ritz(basis, image, jnp.concatenate([x_kept, w_kept, p_kept]))
+        x, ax, p = _combine(c, basis), _combine(c, image), _combine(c[m:], basis[m:])
+        return x, ax, p, values, _residual_norms(residuals(x, ax, values), degree), step + 1
 
     def unfinished(state):
         wanted = (jnp.max(state[4][:k]) > tolerance) | (state[5] < least)
         return wanted & (state[5] < max_iterations)
 
-    norms = _residual_norms(residuals(x, ax, values[:m]), degree)
+    x, kept = _orthonormal(start * inside, trivial, degree)
+    ax = laplacian_product(graph, x)
+    values, c = rayleigh_ritz(x, ax, kept)
+    x, ax = _combine(c, x), _combine(c, ax)
+    norms = _residual_norms(residuals(x, ax, values), degree)
     state = (x, ax, jnp.zeros_like(x), values, norms, jnp.int32(0))
     x, ax, _, values, norms, steps = jax.lax.while_loop(unfinished, iterate, state)
     return Eigenpairs(values, x, norms, steps)

@@ -224,6 +224,12 @@ def ncut_graph(
         labels = _recursive(affinity, num_segments, cut_key, max_ncut, stability, tolerance)
     else:
         labels = discretise(affinity, pairs, num_segments, key=cut_key, restarts=restarts)
+        if num_segments == 2:  # where the best split is known better than by k-means
+            threshold, _ = splitting_point(affinity, pairs.vectors[0])
+            split = (pairs.vectors[0] > threshold).astype(jnp.int32)
+            better = ncut_value(affinity, split, 2) < ncut_value(affinity, labels, 2)
+            both = (split.min() == 0) & (split.max() == 1)
+            labels = jnp.where(better & both, split, labels)
     return NCutResult(labels, pairs.vectors, pairs.values, ncut_value(affinity, labels, num_segments))
 
 

@@ -45,7 +45,7 @@ def by_definition(features, radius, sigma_feature, sigma_distance, contour=None,
         if d2 < radius**2:
             f2 = ((features[a] - features[b]) ** 2).sum()
             out[i, j] = math.exp(-f2 / sigma_feature**2 - d2 / sigma_distance**2)
-            if contour is not None:
+            if contour is not None and a != b:  # a pixel's edge with itself crosses nothing
                 a, b = min(a, b), max(a, b)
                 n = max(abs(b[0] - a[0]), abs(b[1] - a[1]), 1)
                 line = [
