@@ -90,7 +90,7 @@ def _lloyd(blocks: Blocks, centroids: Array, max_iterations: int, tolerance: Arr
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3, 4))
 def _solve(k, init, max_iterations, num_restarts, block_size, points, weights, key, given, tolerance):
     # scores |c|^2 / 2 - c.x cancel less near the origin; the mean of a few thousand points is near enough
-    # (a gather by index gives every device the same few points, a strided slice a part each and so other sums)
+    # (a gather by index gives every device the same few points, a strided slice a part of them each)
     n = points.shape[0]
     mean = points[jnp.arange(0, n, -(-n // 4096))].mean(axis=0)
     blocks = to_blocks(points - mean, weights, block_size)

@@ -1,9 +1,9 @@
 """Lloyd's iteration over blocks of pixels: nearest centroids and cluster sums without an N x K matrix.
 
 Pixels are laid out in `CHUNKS` contiguous chunks, and every step of the scan takes a slice of each chunk.
-Sums are kept apart by chunk and added up at the end. When pixels are sharded over devices, a chunk lies on one
-device, so that what the devices exchange are arrays with disjoint supports: x + 0 is exact, and the centroids
-have the same bits on 1, 2, 4 ... 64 devices (XLA on GPU adds within a chunk by atomics, in any order).
+Sums are kept apart by chunk and added up at the end. When pixels are sharded over devices, a chunk lies on
+one device, so that what the devices exchange are arrays with disjoint supports, and x + 0 is exact: labels do
+not depend on the number of devices, be it 1, 2, 4 ... 64. (XLA on GPU adds within a chunk in any order.)
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ __all__ = ["Blocks", "block_labels", "block_sums", "moments", "nearest", "to_blo
 CHUNKS = 64
 # One XLA program for up to this many centroids, written out; more are visited in groups of this many.
 UNROLL = 64
-# Up to this many feature dimensions, c.x as multiply-adds in registers beats a matrix product with its N x K result.
+# Up to this many feature dimensions, c.x as multiply-adds in registers beats a matrix product.
 ELEMENTWISE_DIMENSIONS = 8
 
 
@@ -98,7 +98,7 @@ def nearest(points: Float[Array, "n d"], centroids: Float[Array, "k d"]) -> Int[
     half = 0.5 * jnp.sum(centroids**2, axis=1)
 
     def group(best, label, centroids, half, first):
-        # labels are float in the loop: comparing and selecting at one width, XLA keeps both in vector registers
+        # labels are float in the loop: with one type XLA keeps both selections in vector registers
         for j, score in enumerate(_group_scores(points, centroids, half)):
             closer = score < best
             label = jnp.where(closer, first + j, label)

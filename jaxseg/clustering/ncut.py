@@ -136,22 +136,25 @@ def _recursive(
     def split(step, state):
         labels, halves, values = state
         j = jnp.argmin(values)
-        labels = jnp.where((labels == j) & halves[j] & jnp.isfinite(values[j]), step, labels)
+        first = step == 0  # nothing to split yet, only the whole image to look at
+        going = first | jnp.isfinite(values[j])
+        labels = jnp.where((labels == j) & halves[j] & ~first & going, step, labels)
 
-        def renew(state):
-            halves, values = state
-            for i in (j, step):
-                half, value = candidate(labels == i, jax.random.fold_in(key, 2 * step + (i is step)))
-                halves, values = halves.at[i].set(half), values.at[i].set(value)
-            return halves, values
+        def renew(i, state):
+            half, value = candidate(labels == i, jax.random.fold_in(key, 2 * step + (i == step)))
+            return state[0].at[i].set(half), state[1].at[i].set(value)
 
-        halves, values = jax.lax.cond(jnp.isfinite(values[j]), renew, lambda s: s, (halves, values))
+        def both(state):
+            children = jnp.stack([j, step])
+            return jax.lax.fori_loop(first.astype(jnp.int32), 2, lambda c, s: renew(children[c], s), state)
+
+        halves, values = jax.lax.cond(going, both, lambda s: s, (halves, values))
         return labels, halves, values
 
-    half, value = candidate(jnp.ones(shape, bool), key)
-    halves = jnp.zeros((num_segments, *shape), bool).at[0].set(half)
-    values = jnp.full(num_segments, jnp.inf).at[0].set(value)
-    return jax.lax.fori_loop(1, num_segments, split, (jnp.zeros(shape, jnp.int32), halves, values))[0]
+    halves = jnp.zeros((num_segments, *shape), bool)
+    values = jnp.full(num_segments, jnp.inf)
+    start = (jnp.zeros(shape, jnp.int32), halves, values)
+    return jax.lax.fori_loop(0, num_segments, split, start)[0]
 
 
 def discretise(
@@ -174,19 +177,23 @@ def discretise(
     full = jnp.concatenate([jnp.ones_like(first[:, :1]), first], axis=1)
     unit = full / jnp.maximum(jnp.linalg.norm(full, axis=1, keepdims=True), 1e-20)
     scaled = every * jnp.sqrt(pairs.values[:1] + 1e-6) / jnp.sqrt(pairs.values + 1e-6)
+    # of one width, so that XLA compiles k-means once
+    width = max(x.shape[1] for x in (first, unit, scaled))
+    wide = jnp.stack([jnp.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (first, unit, scaled)])
     degree = affinity.degree.reshape(-1)
+    weights = jnp.stack([degree, jnp.ones_like(degree), degree])
 
-    def attempt(carry, key):
+    def attempt(carry, trial):
         best, least = carry
-        for features, weights in ((first, degree), (unit, None), (scaled, degree)):
-            labels = kmeans(features, num_segments, key=key, weights=weights, max_iterations=60).labels
-            labels = labels.reshape(shape)
-            value = ncut_value(affinity, labels, num_segments)
-            best, least = jnp.where(value < least, labels, best), jnp.minimum(value, least)
-        return (best, least), None
+        which, key = trial
+        result = kmeans(wide[which], num_segments, key=key, weights=weights[which], max_iterations=60)
+        labels = result.labels.reshape(shape)
+        value = ncut_value(affinity, labels, num_segments)
+        return (jnp.where(value < least, labels, best), jnp.minimum(value, least)), None
 
     start = (jnp.zeros(shape, jnp.int32), jnp.array(jnp.inf, jnp.float32))
-    return jax.lax.scan(attempt, start, jax.random.split(key, restarts))[0][0]
+    trials = (jnp.arange(3 * restarts) % 3, jax.random.split(key, 3 * restarts))
+    return jax.lax.scan(attempt, start, trials)[0][0]
 
 
 @functools.partial(

@@ -47,7 +47,7 @@ def random_points(
 def kmeans_plus_plus(
     key: PRNGKeyArray, points: Float[Array, "n d"], weights: Float[Array, "n"], k: int
 ) -> Float[Array, "k d"]:
-    """Each next centroid is drawn in proportion to squared distance, the best of 2 + log k draws (greedy form)."""
+    """Each next centroid is drawn in proportion to squared distance, the best of 2 + log k draws (greedy)."""
     trials = 2 + int(math.log(k))
     keys = jax.random.split(key, k)
     first = points[sample(keys[0], weights, ())]
