@@ -1,9 +1,9 @@
 """k-means and Normalized Cut on BSDS500 against human segmentations (Arbelaez et al. 2011, Tables 1 to 3).
 
-    python experiments/bsds.py --data DIR --out results/bsds       # DIR holds images/ and labels/; about 30 s an image
+    python experiments/bsds.py --data DIR --out results/bsds  # DIR holds images/, labels/
 
-Published on the test part, NCuts: covering 0.45/0.53, PRI 0.78/0.80, VI 2.23/1.89, boundary F 0.64/0.68 (ODS/OIS).
-Resumable: segmentations and scores are kept by image under `out`, and a second run goes on where a first stopped.
+Published on the test part, NCuts, ODS/OIS: covering 0.45/0.53, PRI 0.78/0.80, VI 2.23/1.89, F 0.64/0.68.
+Resumable: segmentations and scores are kept by image under `out`; a second run goes on where one stopped.
 """
 
 import dataclasses

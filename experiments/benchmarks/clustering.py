@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/clustering.py --out experiments/results/clustering.json
 
-Same initial centroids and number of iterations; the same graph, and a residual no larger than eigsh was given.
-Runs alternate; medians. Peak memory of this process is noted after ours and before the peer's first graph run.
+Same initial centroids and number of iterations; the same graph, and a residual no larger than eigsh was
+given. Runs alternate; medians. Peak memory is noted after ours and before the peer's first graph run.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Smallest eigenpairs of (D - W) y = lambda D y on a pixel graph: LOBPCG with a multigrid preconditioner.
 
-Knyazev 2001 for the block method; the grid hierarchy halves the image by summing the graph over 2 x 2 cells, starts
-come from the coarse graph's eigenvectors, and one cycle through the hierarchy preconditions each residual.
+Knyazev 2001 for the block method; the hierarchy sums the graph over 2 x 2 cells, again and again; starts come
+from the coarse graph's eigenvectors, and one cycle through the hierarchy preconditions each residual.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ SOLVED_FROM = 400  # pixels: levels below this size only precondition
 
 
 class Eigenpairs(NamedTuple):
-    """Ascending, without the trivial pair (0, 1); vectors have y^T D y = 1. Residuals |D^-1/2 (A - lambda D) y|."""
+    """Ascending, without the trivial pair (0, 1); y^T D y = 1. Residuals |D^-1/2 (A - lambda D) y|."""
 
     values: Float[Array, "k"]
     vectors: Float[Array, "k h w"]
@@ -108,7 +108,7 @@ def _lobpcg(
     least: int,
     max_iterations: int,
 ) -> Eigenpairs:
-    """The k smallest of the block's m pairs. Everything stays D-orthogonal to constants, the trivial vector."""
+    """The k smallest of the block's m pairs. All stays D-orthogonal to the trivial one."""
     graph = levels[0]
     degree = graph.degree
     m = start.shape[0]
@@ -116,7 +116,7 @@ def _lobpcg(
     trivial = (inside / jnp.sqrt(jnp.sum(degree)))[None]
 
     def rayleigh_ritz(basis, image, kept):
-        """The block's Ritz values, and coefficients; null vectors are moved above the spectrum, which ends at 2."""
+        """The block's Ritz values, and coefficients; null vectors go above the spectrum's end, 2."""
         g = _gram(basis, image)
         values, c = jnp.linalg.eigh(0.5 * (g + g.T) + jnp.diag(jnp.where(kept, 0.0, 10.0)))
         return values[:m], c[:, :m]
@@ -171,7 +171,7 @@ def smallest_eigenpairs(
     for i in reversed(solved):
         graph = levels[i]
         if i != solved[-1]:
-            # what a coarse graph cannot hold, such as a few pixels apart from all others, enters by fresh vectors
+            # what a coarse graph cannot hold, such as a few pixels apart from the rest, enters here
             noise = jax.random.normal(jax.random.fold_in(key, i), (m - k, *graph.degree.shape))
             noise = _cycle(levels[i:], noise * jnp.sqrt(graph.degree))
             y = jnp.concatenate([_prolong(y, graph.degree.shape)[:k], noise])

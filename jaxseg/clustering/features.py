@@ -12,10 +12,10 @@ __all__ = ["as_rgb", "contour_strength", "filter_bank", "pixel_features", "rgb_t
 
 
 def as_rgb(image: Any) -> Float[Array, "h w 3"]:
-    """RGB in [0, 1] from [H, W] or [H, W, 1..4]: grey is repeated, alpha laid on white, integers scaled by range.
+    """RGB in [0, 1] from [H, W] or [H, W, 1..4]: grey is repeated, alpha laid on white, integers scaled.
 
     Raises:
-      ValueError: another shape, an empty image, signed or complex numbers, NaN or infinity, floats outside [0, 1].
+      ValueError: another shape, an empty image, signed or complex numbers, NaN, floats outside [0, 1].
     """
     if image.ndim == 2:
         image = image[..., None]
@@ -70,7 +70,7 @@ def filter_bank(
 ) -> Float[np.ndarray, "filters s s"]:
     """Pairs of even and odd elongated filters by scale and orientation, and a centre-surround one by scale.
 
-    Malik et al. 2001: second and first derivatives of a Gaussian across, a Gaussian three times as long along;
+    Malik et al. 2001: second and first derivatives of a Gaussian across, one three times as long along;
     zero mean, unit L1 norm.
     """
     reach = math.ceil(3 * 3 * max(scales) / 1.5)
@@ -125,7 +125,7 @@ def pixel_features(
     position_weight: float = 0.0,
     texture_weight: float = 0.0,
 ) -> Float[Array, "h w d"]:
-    """Colour ("rgb", "lab" / 100, "grey"), and if weighted: position / longer side, texture filter responses."""
+    """Colour ("rgb", "lab" / 100, "grey"), if weighted: position / longer side, texture responses."""
     h, w, _ = image.shape
     if space == "rgb":
         colour = image

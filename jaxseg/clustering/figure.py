@@ -92,7 +92,7 @@ def cluster_image(
     path: str | pathlib.Path,
     out: str | pathlib.Path,
     method: str = "ncut",
-    config: ClusterConfig = ClusterConfig(),  # noqa: B008 (frozen)
+    config: ClusterConfig = ClusterConfig(),
 ) -> dict[str, pathlib.Path]:
     """Segments the image at `path`; writes `<name>_<method>_labels.png` and `..._figure.png` under `out`.
 

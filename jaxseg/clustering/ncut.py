@@ -32,7 +32,7 @@ __all__ = [
 
 
 class NCutResult(NamedTuple):
-    """Eigenpairs ascend and leave out the trivial one; `ncut_value` sums cut(A, V - A) / assoc(A, V) over segments."""
+    """Eigenpairs ascend and leave out the trivial one; `ncut_value` sums cut / assoc over segments."""
 
     labels: Int[Array, "*batch h w"]
     eigenvectors: Float[Array, "*batch k h w"]
@@ -59,7 +59,7 @@ def assoc(
 
 
 def ncut_value(affinity: Affinity, labels: Int[Array, "h w"], num_segments: int) -> Float[Array, ""]:
-    """Sum over the segments that have pixels of cut(A, V - A) / assoc(A, V); differentiable in the weights."""
+    """Sum over the segments that have pixels of cut(A, V - A) / assoc(A, V); differentiable."""
 
     def one(j):
         a = (labels == j).astype(affinity.degree.dtype)
@@ -167,8 +167,8 @@ def discretise(
 ) -> Int[Array, "h w"]:
     """The simultaneous k-way cut: the best Ncut of several k-means partitions of pixels by eigenvectors.
 
-    Coordinates are, in turn: the first num_segments - 1 vectors weighted by D (the relaxation's own metric); the
-    same with the trivial one, scaled to unit length (Ng et al. 2002); all vectors given, over sqrt(lambda).
+    Coordinates, in turn: the first num_segments - 1 vectors weighted by D (the relaxation's metric); the same
+    with the trivial one, scaled to unit length (Ng et al. 2002); all vectors given, over sqrt(lambda).
     """
     shape = affinity.degree.shape
     volume = jnp.sum(affinity.degree)
@@ -285,7 +285,7 @@ def ncut(
       image: [H, W] or [H, W, C] with C of 1 to 4, 8 or 16 bit or float in [0, 1]; alpha is laid on white.
       num_segments: exactly so many with "k-way", at most with "recursive".
       key: of the solver's start and k-means; `jax.random.key(0)` unless given.
-      method: "k-way" (eigenvectors clustered at once) or "recursive" (two-way cuts of the segment of least Ncut).
+      method: "k-way" (eigenvectors clustered) or "recursive" (two-way, the segment of least Ncut first).
       space: "rgb", "lab" (divided by 100) or "grey": what sigma_feature measures.
       max_ncut: recursive: no cut above this Ncut.
       stability: recursive: no cut along an eigenvector that varies smoothly (`is_stable`).

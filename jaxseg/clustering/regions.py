@@ -1,6 +1,6 @@
 """Normalized Cut on a region adjacency graph: superpixels or k-means cells for vertices.
 
-Region weights are sums of pixel weights, so that a partition of regions has the Ncut of the pixels it stands for.
+Region weights are sums of pixel weights, so that a partition of regions has the Ncut of its pixels.
 """
 
 import functools
@@ -26,7 +26,7 @@ class RegionCutResult(NamedTuple):
 
 
 def region_affinity(affinity: Affinity, labels: Int[Array, "h w"], num_regions: int) -> Float[Array, "r r"]:
-    """Summed pixel weights between regions, symmetric; inside a region both directions and the diagonal count."""
+    """Summed pixel weights between regions, symmetric; within a region an edge counts twice."""
     r = affinity.reach
     h, w = labels.shape
     own = affinity.degree - affinity.diagonal

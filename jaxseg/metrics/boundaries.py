@@ -1,4 +1,4 @@
-"""Boundary precision, recall and F by one-to-one matching of pixels (Martin et al. 2004; Arbelaez et al. 2011)."""
+"""Boundary precision, recall and F by one-to-one matching of pixels (Martin et al. 2004)."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ def match(
 ) -> tuple[Bool[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
     """Pixels of `a` and of `b` in a largest one-to-one matching within `max_distance` pixels.
 
-    The benchmark minimises the summed distance with a price on leaving a pixel unmatched that is far above any
+    The benchmark minimises the summed distance with a price on an unmatched pixel that is far above any
     distance; the numbers matched, all that precision and recall count, are those of a largest matching.
     """
     points_a, points_b = np.argwhere(a), np.argwhere(b)

@@ -1,7 +1,7 @@
 """The pixel graph of Shi & Malik 2000 as a stencil: every pixel a vertex, edges within a radius.
 
-No matrix is formed: an edge weight is stored once, at the earlier of its two pixels in raster order, in one plane
-per offset; products with W, D - W and D are sums of shifted planes.
+No matrix: an edge weight is stored once, at the earlier of its pixels in raster order, in one plane per
+offset; products with W, D - W and D are sums of shifted planes.
 """
 
 import functools
@@ -51,7 +51,7 @@ def reach(offsets: tuple[tuple[int, int], ...]) -> int:
 
 
 def half_offsets(radius: float) -> tuple[tuple[int, int], ...]:
-    """Offsets (dy, dx) after (0, 0) in raster order with length below `radius` (strictly, as in the paper)."""
+    """Offsets (dy, dx) after (0, 0) in raster order with length below `radius` (as in the paper)."""
     m = math.ceil(radius)
     square = ((dy, dx) for dy in range(m + 1) for dx in range(-m, m + 1))
     return tuple((dy, dx) for dy, dx in square if (dy, dx) > (0, 0) and dy * dy + dx * dx < radius * radius)
@@ -94,7 +94,7 @@ def pixel_affinity(
     sigma_contour: float | Float[Array, ""] = 0.1,
     self_loops: bool = True,
 ) -> Affinity:
-    """w_ij = exp(-|F_i - F_j|^2 / sigma_feature^2 - |X_i - X_j|^2 / sigma_distance^2) where |X_i - X_j| < radius.
+    """w_ij = exp(-|F_i - F_j|^2 / sigma_feature^2 - |X_i - X_j|^2 / sigma_distance^2), |X_i - X_j| < radius.
 
     Shi & Malik 2000, eq. 11 (features: brightness, colour or filter responses; X in pixels). With `contour`,
     the factor exp(-max / sigma_contour) for the strongest contour between i and j (Leung & Malik 1998).
@@ -116,7 +116,7 @@ def pixel_affinity(
 
 
 def _terms(affinity: Affinity, y: Float[Array, "m h w"]):
-    """Pairs of (edge weight at each pixel, the value at the edge's other end), twice over the half stencil."""
+    """Pairs of (edge weight at each pixel, the value at the edge's other end), for both directions."""
     r = affinity.reach
     h, w = affinity.degree.shape
     y = jax.lax.optimization_barrier(y)
@@ -149,7 +149,7 @@ def degrees(affinity: Affinity) -> Float[Array, "h w"]:
 def subgraph(affinity: Affinity, inside: Float[Array, "h w"]) -> Affinity:
     """The graph induced on the pixels where `inside` is 1; the others lose all edges and have degree 0."""
     r = affinity.reach
-    h, w = inside.shape
+    w = inside.shape[1]
     planes = [
         plane[r:, r : r + w] * inside * _shift(inside, dy, dx)
         for plane, (dy, dx) in zip(affinity.weights, affinity.offsets, strict=True)
@@ -158,7 +158,7 @@ def subgraph(affinity: Affinity, inside: Float[Array, "h w"]) -> Affinity:
 
 
 def coarsen(affinity: Affinity) -> Affinity:
-    """The graph on 2 x 2 cells: weights and degrees of the pixels summed (P^T W P for piecewise constant P)."""
+    """The graph on 2 x 2 cells: weights and degrees summed (P^T W P, P piecewise constant)."""
     r = affinity.reach
     h, w = affinity.degree.shape
     ch, cw = -(-h // 2), -(-w // 2)
