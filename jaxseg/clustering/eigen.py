@@ -43,7 +43,7 @@ def _restrict(r: Float[Array, "m h w"]) -> Float[Array, "m ch cw"]:
     return r[:, 0::2, 0::2] + r[:, 1::2, 0::2] + r[:, 0::2, 1::2] + r[:, 1::2, 1::2]
 
 
-def _prolong(y: Float[Array, "m ch cw"], shape: tuple[int, int]) -> Float[Array, "m h w"]:
+def _prolong(y: Float[Array, "m ch cw"], shape: tuple[int, ...]) -> Float[Array, "m h w"]:
     m, ch, cw = y.shape
     y = jnp.broadcast_to(y[:, :, None, :, None], (m, ch, 2, cw, 2)).reshape(m, 2 * ch, 2 * cw)
     return y[:, : shape[0], : shape[1]]

@@ -114,7 +114,7 @@ def contour_strength(rgb: Float[Array, "h w 3"], scale: float = 1.0) -> Float[Ar
     """Largest oriented derivative over orientations of Lab / 100, all channels; about [0, 1]."""
     bank = filter_bank((scale,), 6)[1:12:2]  # the odd filters: step edges
     lab = rgb_to_lab(rgb) / 100
-    energy = sum(_filter(lab[..., c], bank) ** 2 for c in range(3))
+    energy = jnp.sum(jnp.stack([_filter(lab[..., c], bank) for c in range(3)]) ** 2, axis=0)
     return 4 * jnp.sqrt(energy.max(axis=-1))
 
 

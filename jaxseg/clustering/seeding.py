@@ -15,7 +15,8 @@ def _squared_distance(points: Float[Array, "n d"], centre: Float[Array, "d"]) ->
     if points.shape[1] > 8:
         return jnp.sum((points - centre) ** 2, axis=1)
     # columns rather than a reduction over a minor axis of three, which does not vectorise
-    return sum((points[:, i] - centre[i]) ** 2 for i in range(points.shape[1]))
+    columns = [(points[:, i] - centre[i]) ** 2 for i in range(points.shape[1])]
+    return sum(columns[1:], columns[0])
 
 
 def sample(key: PRNGKeyArray, mass: Float[Array, "n"], shape: tuple[int, ...]) -> Int[Array, "..."]:
