@@ -39,8 +39,8 @@ class Config:
     position_weight: float = 0.5
     num_eigenvectors: int = 12
     radius: float = 5.0
-    sigma_feature: float = 0.15
-    sigma_contour: float | None = 0.1
+    sigma_feature: float = 0.25
+    sigma_contour: float | None = None
     tolerance: float = 1e-4
     restarts: int = 1
 

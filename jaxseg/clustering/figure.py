@@ -25,8 +25,8 @@ class ClusterConfig:
     position_weight: float = 0.3  # k-means
     texture_weight: float = 0.0  # k-means
     radius: float = 5.0  # ncut, pixels
-    sigma_feature: float = 0.15  # ncut
-    sigma_contour: float | None = 0.1  # ncut
+    sigma_feature: float = 0.25  # ncut
+    sigma_contour: float | None = None  # ncut
     recursive: bool = False  # ncut
 
 
