@@ -1,0 +1,305 @@
+"""k-means (Lloyd 1982): jitted, batched by vmap, sharded by placing `features` on devices.
+
+features = pixel_features(image, space="lab", position_weight=0.3)
+result = kmeans(features, 8, key=jax.random.key(0))
+labels = result.labels.reshape(image.shape[:2])
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Real
+
+from jaxseg.clustering.lloyd import Blocks, block_labels, block_sums, moments, nearest, to_blocks
+from jaxseg.clustering.seeding import kmeans_parallel, kmeans_plus_plus, random_points
+
+__all__ = [
+    "KMeansResult",
+    "MiniBatchState",
+    "assign",
+    "kmeans",
+    "minibatch_init",
+    "minibatch_kmeans",
+    "minibatch_update",
+]
+
+INITS = ("k-means++", "k-means||", "random")
+
+
+class KMeansResult(NamedTuple):
+    """`labels` belong to `centroids`; `inertia` is the weighted sum of squared L2 distances between them."""
+
+    centroids: Float[Array, "*batch k d"]
+    labels: Int[Array, "*batch n"]
+    inertia: Float[Array, "*batch"]
+    num_iterations: Int[Array, "*batch"]
+    converged: Bool[Array, "*batch"]
+
+
+def _reseed_empty(blocks: Blocks, old: Array, sums: Array, counts: Array) -> tuple[Array, Array]:
+    """Moves empty clusters to the points farthest from their centroids, one after another.
+
+    Where no point is away from its centroid (fewer distinct points than clusters) a cluster stays empty.
+    """
+
+    def farthest(state):
+        sums, counts, squared, labels, _ = state
+        i = jnp.argmax(squared)
+        row = jax.lax.dynamic_index_in_dim(blocks.rows.reshape(-1, blocks.rows.shape[-1]), i, keepdims=False)
+        empty = jnp.argmin(counts)
+        useful = squared[i] > 0
+        moved, x = jnp.where(useful, row[-1], 0.0), row[:-1]
+        sums = sums.at[labels[i]].add(-moved * x).at[empty].add(moved * x)
+        counts = counts.at[labels[i]].add(-moved).at[empty].add(moved)
+        return sums, counts, squared.at[i].set(0.0), labels, useful
+
+    def reseed(sums, counts):
+        rows = blocks.rows.reshape(-1, blocks.rows.shape[-1])
+        labels = nearest(rows[:, :-1], old)
+        squared = jnp.where(rows[:, -1] > 0, jnp.sum((rows[:, :-1] - old[labels]) ** 2, axis=1), 0.0)
+        state = (sums, counts, squared, labels, jnp.array(True))
+        return jax.lax.while_loop(lambda s: jnp.any(s[1] <= 0) & s[4], farthest, state)[:2]
+
+    return jax.lax.cond(jnp.any(counts <= 0), reseed, lambda *s: s, sums, counts)
+
+
+def _lloyd(blocks: Blocks, centroids: Array, max_iterations: int, tolerance: Array):
+    """Lloyd's iteration until the centroids move by `tolerance` (squared, in sum) or less."""
+
+    def iterate(state):
+        old, step, _ = state
+        sums, counts = block_sums(blocks, old)
+        sums, counts = _reseed_empty(blocks, old, sums, counts)
+        new = jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts[:, None], 1e-30), old)
+        return new, step + 1, jnp.sum((new - old) ** 2)
+
+    def moving(state):
+        _, step, shift = state
+        # not (shift <= tolerance) would spin on NaN
+        return (step < max_iterations) & (shift > tolerance)
+
+    start = (centroids, jnp.int32(0), jnp.array(jnp.inf, centroids.dtype))
+    centroids, steps, shift = jax.lax.while_loop(moving, iterate, start)
+    return centroids, steps, shift <= tolerance
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3, 4))
+def _solve(k, init, max_iterations, num_restarts, block_size, points, weights, key, given, tolerance):
+    # scores |c|^2 / 2 - c.x cancel less near the origin; the mean of a few thousand points is near enough
+    # (a gather by index gives every device the same few points, a strided slice a part of them each)
+    n = points.shape[0]
+    mean = points[jnp.arange(0, n, -(-n // 4096))].mean(axis=0)
+    blocks = to_blocks(points - mean, weights, block_size)
+    mass, first, second = moments(blocks)
+    variance = jnp.mean(second / mass - (first / mass) ** 2)
+    if weights is None:
+        weights = jnp.ones_like(points[:, 0])
+    centred = points - mean
+
+    def once(key):
+        if given is not None:
+            start = given - mean
+        elif init == "k-means++":
+            start = kmeans_plus_plus(key, centred, weights, k)
+        elif init == "k-means||":
+            start = kmeans_parallel(key, centred, weights, k, block_size=block_size)
+        else:
+            start = random_points(key, centred, weights, k)
+        centroids, steps, converged = _lloyd(blocks, start, max_iterations, tolerance * variance)
+        labels, inertia = block_labels(blocks, centroids)
+        return KMeansResult(centroids + mean, labels, inertia, steps, converged)
+
+    if num_restarts == 1 or given is not None:
+        return once(key)
+
+    def best(carry, key):
+        new = once(key)
+        return jax.tree.map(lambda a, b: jnp.where(new.inertia < carry.inertia, a, b), new, carry), None
+
+    keys = jax.random.split(key, num_restarts)
+    return jax.lax.scan(best, once(keys[0]), keys[1:])[0]
+
+
+@_solve.defjvp
+def _solve_jvp(k, init, max_iterations, num_restarts, block_size, primals, tangents):
+    """Labels do not move under a small change; centroids are means and inertia is at its minimum in them."""
+    points, weights = primals[:2]
+    weights = jnp.ones_like(points[:, 0]) if weights is None else weights
+    result = _solve(k, init, max_iterations, num_restarts, block_size, *primals)
+    dx = tangents[0]
+    count = jax.ops.segment_sum(weights, result.labels, k)
+    dc = jax.ops.segment_sum(weights[:, None] * dx, result.labels, k) / jnp.maximum(count, 1e-30)[:, None]
+    away = points - result.centroids[result.labels]
+    dinertia = 2 * jnp.sum(weights[:, None] * away * dx)
+    zero = np.zeros((), jax.dtypes.float0)
+    labels_zero = np.zeros(result.labels.shape, jax.dtypes.float0)
+    return result, KMeansResult(dc, labels_zero, dinertia, zero, zero)
+
+
+_jitted = functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))(_solve)
+
+
+def _default_block_size() -> int:
+    # four pieces of 16,384 stay in the level-2 cache of a core; accelerators want few, large steps
+    return 65_536 if jax.default_backend() == "cpu" else 4_194_304
+
+
+def _require_finite(name: str, x: Any) -> None:
+    """Raises on NaN or infinity in a concrete array; a traced one cannot be looked at."""
+    if isinstance(x, jax.core.Tracer):
+        return
+    if not bool(jnp.isfinite(x).all()):
+        bad = int(jnp.sum(~jnp.isfinite(x)))
+        raise ValueError(
+            f"kmeans needs finite {name}, got {bad} NaN or infinite of {x.size}; mask or fill them"
+        )
+
+
+def kmeans(
+    features: Real[Array, "n d"] | Real[np.ndarray, "n d"],
+    num_clusters: int,
+    *,
+    key: PRNGKeyArray | None = None,
+    init: str | Float[Array, "k d"] | Float[np.ndarray, "k d"] = "k-means++",
+    weights: Float[Array, "n"] | None = None,
+    max_iterations: int = 300,
+    tolerance: float = 1e-4,
+    num_restarts: int = 1,
+    block_size: int | None = None,
+) -> KMeansResult:
+    """Partitions points into clusters of small squared L2 distance to their means.
+
+    Stops when the centroids' squared movement is at most `tolerance` times the mean variance of the features
+    (scikit-learn's rule; 0 asks for a fixed point). An empty cluster moves to the point farthest from its
+    centroid; with fewer distinct points than clusters the surplus stays empty. Differentiable in `features`
+    at fixed labels: d inertia = 2 (x - c), d centroid = the mean of its points.
+
+    Under `vmap` or `jit` non-finite features cannot raise: they give NaN inertia and `converged` false.
+
+    Args:
+      features: points; integers are taken as float32.
+      num_clusters: from 1 to n.
+      key: for the random inits; not needed with an array.
+      init: "k-means++", "k-means||" (few passes, for many points and clusters), "random", or centroids.
+      weights: how many points each row stands for; 1 by default.
+      num_restarts: keeps the least inertia of so many seeds.
+      block_size: points per scan step; the memory beyond the features is O(n) at any value.
+
+    Raises:
+      ValueError: bad shapes, num_clusters outside 1..n, non-finite features or weights, unknown init.
+    """
+    if features.ndim != 2 or features.shape[0] == 0 or features.shape[1] == 0:
+        raise ValueError(
+            f"kmeans needs features [N, D], got {tuple(features.shape)}; reshape an image to [H*W, C]"
+        )
+    n, d = features.shape
+    if not 1 <= num_clusters <= n:
+        raise ValueError(f"kmeans needs num_clusters from 1 to the number of points {n}, got {num_clusters}")
+    points = (
+        jnp.asarray(features, jnp.float32) if not jnp.issubdtype(features.dtype, jnp.floating) else features
+    )
+    points = jnp.asarray(points, jnp.promote_types(points.dtype, jnp.float32))
+    given = None
+    if isinstance(init, str):
+        if init not in INITS:
+            raise ValueError(f"kmeans init is one of {', '.join(INITS)} or an array [k, d], got {init!r}")
+        if key is None:
+            raise ValueError(f"kmeans init {init!r} is random: pass key=jax.random.key(seed)")
+    else:
+        given = jnp.asarray(init, points.dtype)
+        if given.shape != (num_clusters, d):
+            raise ValueError(f"kmeans needs init centroids {(num_clusters, d)}, got {given.shape}")
+        _require_finite("init", given)
+        key = jax.random.key(0) if key is None else key  # unused
+    if weights is not None:
+        weights = weights.astype(points.dtype)
+        _require_finite("weights", weights)
+        if not isinstance(weights, jax.core.Tracer) and not bool((weights >= 0).all() & (weights > 0).any()):
+            raise ValueError("kmeans needs weights of 0 or more that are not all 0")
+    if max_iterations < 0 or num_restarts < 1 or tolerance < 0:
+        raise ValueError(
+            "kmeans needs max_iterations >= 0, num_restarts >= 1, tolerance >= 0, "
+            f"got {max_iterations}, {num_restarts}, {tolerance}"
+        )
+    result = _jitted(
+        num_clusters,
+        init if isinstance(init, str) else "given",
+        max_iterations,
+        num_restarts,
+        block_size or _default_block_size(),
+        points,
+        weights,
+        key,
+        given,
+        jnp.asarray(tolerance, points.dtype),
+    )
+    # asked of the result, which any bad feature spoils, so that good features are not read once more
+    if not isinstance(result.inertia, jax.core.Tracer) and not bool(jnp.isfinite(result.inertia)):
+        _require_finite("features", points)
+        raise ValueError("kmeans: squared distances overflow float32; scale the features down")
+    return result
+
+
+@functools.partial(jax.jit, static_argnames="block_size")
+def _assign(features, centroids, block_size):
+    mean = centroids.mean(axis=0)
+    return block_labels(to_blocks(features - mean, None, block_size), centroids - mean)[0]
+
+
+def assign(
+    features: Float[Array, "n d"], centroids: Float[Array, "k d"], *, block_size: int | None = None
+) -> Int[Array, "n"]:
+    """Index of the nearest centroid of each point, without an N x K matrix."""
+    return _assign(features, centroids, block_size or _default_block_size())
+
+
+class MiniBatchState(NamedTuple):
+    """Centroids and how many points each has seen."""
+
+    centroids: Float[Array, "k d"]
+    counts: Float[Array, "k"]
+
+
+def minibatch_init(batch: Float[Array, "n d"], num_clusters: int, *, key: PRNGKeyArray) -> MiniBatchState:
+    """k-means++ on a first batch, which holds at least `num_clusters` points."""
+    _require_finite("batch", batch)
+    if batch.shape[0] < num_clusters:
+        raise ValueError(
+            f"minibatch_init needs a batch of at least {num_clusters} points, got {batch.shape[0]}"
+        )
+    seeds = jax.jit(kmeans_plus_plus, static_argnums=3)(key, batch, jnp.ones_like(batch[:, 0]), num_clusters)
+    return MiniBatchState(seeds, jnp.zeros(num_clusters, batch.dtype))
+
+
+@jax.jit
+def minibatch_update(state: MiniBatchState, batch: Float[Array, "n d"]) -> MiniBatchState:
+    """One step of Sculley 2010: each centroid becomes the mean of all points it was ever given."""
+    mean = state.centroids.mean(axis=0)
+    blocks = to_blocks(batch - mean, None, _default_block_size())
+    sums, new = block_sums(blocks, state.centroids - mean)
+    counts = state.counts + new
+    step = (sums - new[:, None] * (state.centroids - mean)) / jnp.maximum(counts, 1.0)[:, None]
+    return MiniBatchState(state.centroids + step, counts)
+
+
+def minibatch_kmeans(
+    batches: Iterable[Float[Array, "n d"] | Float[np.ndarray, "n d"]], num_clusters: int, *, key: PRNGKeyArray
+) -> MiniBatchState:
+    """k-means over batches of pixels that are never held together; label them afterwards with `assign`.
+
+    Seeds come from the first batch. Batches of one size compile once.
+    """
+    state = None
+    for batch in batches:
+        batch = jnp.asarray(batch)
+        _require_finite("batch", batch)
+        if state is None:
+            state = minibatch_init(batch, num_clusters, key=key)
+        state = minibatch_update(state, batch)
+    if state is None:
+        raise ValueError("minibatch_kmeans got no batches")
+    return state

@@ -1,0 +1,328 @@
+"""Normalized Cut (Shi & Malik 2000): values, eigenvectors, two-way, recursive and simultaneous k-way cuts.
+
+result = ncut(image, 8)
+labels = result.labels                      # [H, W]
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Real
+
+from jaxseg.clustering.eigen import Eigenpairs, smallest_eigenpairs
+from jaxseg.clustering.features import as_rgb, contour_strength, pixel_features
+from jaxseg.clustering.kmeans import kmeans
+from jaxseg.ops.affinity import Affinity, affinity_product, laplacian_product, pixel_affinity, subgraph
+
+__all__ = [
+    "NCutResult",
+    "assoc",
+    "cut",
+    "discretise",
+    "graph",
+    "is_stable",
+    "ncut",
+    "ncut_graph",
+    "ncut_value",
+    "splitting_point",
+]
+
+
+class NCutResult(NamedTuple):
+    """Eigenpairs ascend and leave out the trivial one; `ncut_value` sums cut / assoc over segments."""
+
+    labels: Int[Array, "*batch h w"]
+    eigenvectors: Float[Array, "*batch k h w"]
+    eigenvalues: Float[Array, "*batch k"]
+    ncut_value: Float[Array, "*batch"]
+
+
+def cut(affinity: Affinity, a: Real[Array, "h w"] | Bool[Array, "h w"]) -> Float[Array, ""]:
+    """Sum of w_ij over i in A and j not in A."""
+    a = a.astype(affinity.degree.dtype)
+    return jnp.sum(a * laplacian_product(affinity, a[None])[0])
+
+
+def assoc(
+    affinity: Affinity,
+    a: Real[Array, "h w"] | Bool[Array, "h w"],
+    b: Real[Array, "h w"] | Bool[Array, "h w"] | None = None,
+) -> Float[Array, ""]:
+    """Sum of w_ij over i in A and j in B; in V, all pixels, by default."""
+    a = a.astype(affinity.degree.dtype)
+    if b is None:
+        return jnp.sum(a * affinity.degree)
+    return jnp.sum(a * affinity_product(affinity, b.astype(a.dtype)[None])[0])
+
+
+def ncut_value(affinity: Affinity, labels: Int[Array, "h w"], num_segments: int) -> Float[Array, ""]:
+    """Sum over the segments that have pixels of cut(A, V - A) / assoc(A, V); differentiable."""
+
+    def one(j):
+        a = (labels == j).astype(affinity.degree.dtype)
+        volume = assoc(affinity, a)
+        return jnp.where(volume > 0, cut(affinity, a) / jnp.where(volume > 0, volume, 1.0), 0.0)
+
+    return jnp.sum(jax.lax.map(one, jnp.arange(num_segments)))
+
+
+def splitting_point(
+    affinity: Affinity, y: Float[Array, "h w"], num_candidates: int = 32
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The threshold of least two-way Ncut among evenly spaced ones (section 2.1 of the paper), and that Ncut.
+
+    Only pixels with edges or weight count: those outside a subgraph have degree 0.
+    """
+    inside = affinity.degree > 0
+    low, high = jnp.min(jnp.where(inside, y, jnp.inf)), jnp.max(jnp.where(inside, y, -jnp.inf))
+    even = low + (high - low) * (jnp.arange(num_candidates) + 0.5) / num_candidates
+    volume = jnp.sum(affinity.degree)
+
+    def value(t):
+        a = ((y > t) & inside).astype(y.dtype)
+        across, va = cut(affinity, a), jnp.sum(a * affinity.degree)
+        both = (va > 0) & (va < volume)
+        return jnp.where(
+            both, across / jnp.maximum(va, 1e-20) + across / jnp.maximum(volume - va, 1e-20), jnp.inf
+        )
+
+    values = jax.lax.map(value, even)
+    best = jnp.argmin(values)
+    return even[best], values[best]
+
+
+def is_stable(
+    y: Float[Array, "h w"], inside: Bool[Array, "h w"], *, bins: int = 20, ratio: float = 0.06
+) -> Bool[Array, ""]:
+    """Whether an eigenvector splits its segment sharply: least over greatest histogram count at most `ratio`.
+
+    Shi & Malik 2000, section 3: a vector that varies continuously fills all bins alike, and is not cut.
+    """
+    low, high = jnp.min(jnp.where(inside, y, jnp.inf)), jnp.max(jnp.where(inside, y, -jnp.inf))
+    at = jnp.clip((bins * (y - low) / jnp.maximum(high - low, 1e-20)).astype(jnp.int32), 0, bins - 1)
+    counts = jnp.zeros(bins).at[jnp.where(inside, at, 0)].add(inside.astype(jnp.float32))
+    return (counts.min() <= ratio * counts.max()) & (high > low)
+
+
+def _two_way(
+    affinity: Affinity, inside: Array, key: PRNGKeyArray, tolerance: float
+) -> tuple[Array, Array, Array]:
+    """Half of a segment, the Ncut of that split of its subgraph, and the eigenvector's stability."""
+    part = subgraph(affinity, inside.astype(affinity.degree.dtype))
+    y = smallest_eigenpairs(part, 1, key=key, tolerance=tolerance, max_iterations=40, guard=3).vectors[0]
+    threshold, value = splitting_point(part, y)
+    return inside & (y > threshold), value, is_stable(y, inside)
+
+
+def _recursive(
+    affinity: Affinity,
+    num_segments: int,
+    key: PRNGKeyArray,
+    max_ncut: float,
+    stability: bool,
+    tolerance: float,
+) -> Int[Array, "h w"]:
+    """Splits the segment of least Ncut, while that is below `max_ncut` and stable, until there are enough."""
+    shape = affinity.degree.shape
+
+    def candidate(inside, key):
+        half, value, stable = _two_way(affinity, inside, key, tolerance)
+        usable = (stable | (not stability)) & (value <= max_ncut)
+        return half, jnp.where(usable, value, jnp.inf)
+
+    def split(step, state):
+        labels, halves, values = state
+        j = jnp.argmin(values)
+        first = step == 0  # nothing to split yet, only the whole image to look at
+        going = first | jnp.isfinite(values[j])
+        labels = jnp.where((labels == j) & halves[j] & ~first & going, step, labels)
+
+        def renew(i, state):
+            half, value = candidate(labels == i, jax.random.fold_in(key, 2 * step + (i == step)))
+            return state[0].at[i].set(half), state[1].at[i].set(value)
+
+        def both(state):
+            children = jnp.stack([j, step])
+            return jax.lax.fori_loop(first.astype(jnp.int32), 2, lambda c, s: renew(children[c], s), state)
+
+        halves, values = jax.lax.cond(going, both, lambda s: s, (halves, values))
+        return labels, halves, values
+
+    halves = jnp.zeros((num_segments, *shape), bool)
+    values = jnp.full(num_segments, jnp.inf)
+    start = (jnp.zeros(shape, jnp.int32), halves, values)
+    return jax.lax.fori_loop(0, num_segments, split, start)[0]
+
+
+def discretise(
+    affinity: Affinity,
+    pairs: Eigenpairs,
+    num_segments: int,
+    *,
+    key: PRNGKeyArray,
+    restarts: int = 4,
+) -> Int[Array, "h w"]:
+    """The simultaneous k-way cut: the best Ncut of several k-means partitions of pixels by eigenvectors.
+
+    Coordinates, in turn: the first num_segments - 1 vectors weighted by D (the relaxation's metric); the same
+    with the trivial one, scaled to unit length (Ng et al. 2002); all vectors given, over sqrt(lambda).
+    """
+    shape = affinity.degree.shape
+    volume = jnp.sum(affinity.degree)
+    every = jnp.moveaxis(pairs.vectors, 0, -1).reshape(shape[0] * shape[1], -1) * jnp.sqrt(volume)
+    first = every[:, : max(1, num_segments - 1)]
+    full = jnp.concatenate([jnp.ones_like(first[:, :1]), first], axis=1)
+    unit = full / jnp.maximum(jnp.linalg.norm(full, axis=1, keepdims=True), 1e-20)
+    scaled = every * jnp.sqrt(pairs.values[:1] + 1e-6) / jnp.sqrt(pairs.values + 1e-6)
+    # of one width, so that XLA compiles k-means once
+    width = max(x.shape[1] for x in (first, unit, scaled))
+    wide = jnp.stack([jnp.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (first, unit, scaled)])
+    degree = affinity.degree.reshape(-1)
+    weights = jnp.stack([degree, jnp.ones_like(degree), degree])
+
+    def attempt(carry, trial):
+        best, least = carry
+        which, key = trial
+        result = kmeans(wide[which], num_segments, key=key, weights=weights[which], max_iterations=60)
+        labels = result.labels.reshape(shape)
+        value = ncut_value(affinity, labels, num_segments)
+        return (jnp.where(value < least, labels, best), jnp.minimum(value, least)), None
+
+    start = (jnp.zeros(shape, jnp.int32), jnp.array(jnp.inf, jnp.float32))
+    trials = (jnp.arange(3 * restarts) % 3, jax.random.split(key, 3 * restarts))
+    return jax.lax.scan(attempt, start, trials)[0][0]
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "num_segments",
+        "method",
+        "num_eigenvectors",
+        "stability",
+        "restarts",
+        "max_ncut",
+        "tolerance",
+    ),
+)
+def ncut_graph(
+    affinity: Affinity,
+    num_segments: int,
+    *,
+    key: PRNGKeyArray,
+    method: str = "k-way",
+    num_eigenvectors: int | None = None,
+    max_ncut: float = float("inf"),
+    stability: bool = True,
+    restarts: int = 4,
+    tolerance: float = 1e-5,
+) -> NCutResult:
+    """Normalized Cut of a given graph; the arguments are those of `ncut`."""
+    h, w = affinity.degree.shape
+    k = min(num_eigenvectors or max(1, num_segments - 1), h * w - 1)
+    solve_key, cut_key = jax.random.split(key)
+    pairs = smallest_eigenpairs(affinity, max(1, k), key=solve_key, tolerance=tolerance)
+    if num_segments == 1:
+        labels = jnp.zeros((h, w), jnp.int32)
+    elif method == "recursive":
+        labels = _recursive(affinity, num_segments, cut_key, max_ncut, stability, tolerance)
+    else:
+        labels = discretise(affinity, pairs, num_segments, key=cut_key, restarts=restarts)
+        if num_segments == 2:  # where the best split is known better than by k-means
+            threshold, _ = splitting_point(affinity, pairs.vectors[0])
+            split = (pairs.vectors[0] > threshold).astype(jnp.int32)
+            better = ncut_value(affinity, split, 2) < ncut_value(affinity, labels, 2)
+            both = (split.min() == 0) & (split.max() == 1)
+            labels = jnp.where(better & both, split, labels)
+    return NCutResult(labels, pairs.vectors, pairs.values, ncut_value(affinity, labels, num_segments))
+
+
+def graph(
+    image: Float[Array, "h w c"],
+    *,
+    space: str = "rgb",
+    radius: float = 5.0,
+    sigma_feature: float = 0.1,
+    sigma_distance: float = 4.0,
+    sigma_contour: float | None = None,
+) -> Affinity:
+    """The graph of an RGB image in [0, 1]; `sigma_contour` adds intervening contours to the weights."""
+    features = pixel_features(image, space=space)
+    contour = None if sigma_contour is None else contour_strength(image)
+    return pixel_affinity(
+        features,
+        radius=radius,
+        sigma_feature=sigma_feature,
+        sigma_distance=sigma_distance,
+        contour=contour,
+        sigma_contour=1.0 if sigma_contour is None else sigma_contour,
+    )
+
+
+def ncut(
+    image: Real[Array, "*s"] | Real[np.ndarray, "*s"],
+    num_segments: int,
+    *,
+    key: PRNGKeyArray | None = None,
+    method: str = "k-way",
+    space: str = "rgb",
+    radius: float = 5.0,
+    sigma_feature: float = 0.1,
+    sigma_distance: float = 4.0,
+    sigma_contour: float | None = None,
+    num_eigenvectors: int | None = None,
+    max_ncut: float = float("inf"),
+    stability: bool = True,
+    restarts: int = 4,
+    tolerance: float = 1e-5,
+) -> NCutResult:
+    """Segments an image by Normalized Cut on its pixel graph; `jax.vmap` over float images does a batch.
+
+    Args:
+      image: [H, W] or [H, W, C] with C of 1 to 4, 8 or 16 bit or float in [0, 1]; alpha is laid on white.
+      num_segments: exactly so many with "k-way", at most with "recursive".
+      key: of the solver's start and k-means; `jax.random.key(0)` unless given.
+      method: "k-way" (eigenvectors clustered) or "recursive" (two-way, the segment of least Ncut first).
+      space: "rgb", "lab" (divided by 100) or "grey": what sigma_feature measures.
+      max_ncut: recursive: no cut above this Ncut.
+      stability: recursive: no cut along an eigenvector that varies smoothly (`is_stable`).
+      tolerance: largest residual |D^-1/2 (D - W - lambda D) y| of an eigenpair with y^T D y = 1.
+
+    Raises:
+      ValueError: a shape, dtype or value that is no image, num_segments outside 1..H*W, an unknown method.
+    """
+    rgb = as_rgb(image)
+    h, w, _ = rgb.shape
+    if not 1 <= num_segments <= h * w:
+        raise ValueError(
+            f"ncut needs num_segments from 1 to the number of pixels {h * w}, got {num_segments}"
+        )
+    if method not in ("k-way", "recursive"):
+        raise ValueError(f"ncut method is 'k-way' or 'recursive', got {method!r}")
+    if radius <= 1:
+        raise ValueError(f"ncut needs radius above 1 pixel to have edges, got {radius}")
+    if h * w == 1:
+        one = jnp.ones((1, 1, 1)), jnp.zeros(1)
+        return NCutResult(jnp.zeros((1, 1), jnp.int32), *one, jnp.float32(0.0))
+    affinity = graph(
+        rgb,
+        space=space,
+        radius=radius,
+        sigma_feature=sigma_feature,
+        sigma_distance=sigma_distance,
+        sigma_contour=sigma_contour,
+    )
+    return ncut_graph(
+        affinity,
+        num_segments,
+        key=jax.random.key(0) if key is None else key,
+        method=method,
+        num_eigenvectors=num_eigenvectors,
+        max_ncut=max_ncut,
+        stability=stability,
+        restarts=restarts,
+        tolerance=tolerance,
+    )

@@ -1,0 +1,187 @@
+"""The pixel graph of Shi & Malik 2000 as a stencil: every pixel a vertex, edges within a radius.
+
+No matrix: an edge weight is stored once, at the earlier of its pixels in raster order, in one plane per
+offset; products with W, D - W and D are sums of shifted planes.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+__all__ = [
+    "Affinity",
+    "affinity_product",
+    "coarsen",
+    "degrees",
+    "half_offsets",
+    "laplacian_product",
+    "pixel_affinity",
+    "subgraph",
+]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["weights", "degree", "diagonal"], meta_fields=["offsets"]
+)
+@dataclass(frozen=True)
+class Affinity:
+    """Edge weights by offset, zero where an edge would leave the image.
+
+    `weights[o, y, x]`, with margins of `reach` above and at both sides, joins (y, x) to (y, x) + offsets[o].
+    `degree` is D, the row sums of W with its diagonal; `diagonal` is that of D - W.
+    """
+
+    weights: Array  # [offsets, h + reach, w + 2 reach]
+    degree: Array  # [h, w]
+    diagonal: Array  # [h, w]
+    offsets: tuple[tuple[int, int], ...]
+
+    @property
+    def reach(self) -> int:
+        return reach(self.offsets)
+
+
+def reach(offsets: tuple[tuple[int, int], ...]) -> int:
+    """The largest row or column distance of an edge."""
+    return max((max(abs(dy), abs(dx)) for dy, dx in offsets), default=0)
+
+
+def half_offsets(radius: float) -> tuple[tuple[int, int], ...]:
+    """Offsets (dy, dx) after (0, 0) in raster order with length below `radius` (as in the paper)."""
+    m = math.ceil(radius)
+    square = ((dy, dx) for dy in range(m + 1) for dx in range(-m, m + 1))
+    return tuple((dy, dx) for dy, dx in square if (dy, dx) > (0, 0) and dy * dy + dx * dx < radius * radius)
+
+
+def _shift(x: Float[Array, "*c h w"], dy: int, dx: int, fill: float = 0.0) -> Float[Array, "*c h w"]:
+    """x at (y + dy, x + dx)."""
+    h, w = x.shape[-2:]
+    pad = [(0, 0)] * (x.ndim - 2) + [(max(-dy, 0), max(dy, 0)), (max(-dx, 0), max(dx, 0))]
+    x = jnp.pad(x, pad, constant_values=fill)
+    return x[..., max(dy, 0) : max(dy, 0) + h, max(dx, 0) : max(dx, 0) + w]
+
+
+def _assemble(planes: list[Array], offsets: tuple[tuple[int, int], ...], self_weight: Array) -> Affinity:
+    r = reach(offsets)
+    h, w = self_weight.shape
+    diagonal = jnp.zeros_like(self_weight)
+    for plane, (dy, dx) in zip(planes, offsets, strict=True):
+        diagonal = diagonal + plane + _shift(plane, -dy, -dx)
+    weights = jnp.stack(planes) if planes else jnp.zeros((0, h, w), self_weight.dtype)
+    weights = jnp.pad(weights, ((0, 0), (r, 0), (r, r)))
+    return Affinity(weights, diagonal + self_weight, diagonal, offsets)
+
+
+def _intervening(contour: Float[Array, "h w"], dy: int, dx: int) -> Float[Array, "h w"]:
+    """Largest contour strength on the straight line from (y, x) to (y + dy, x + dx), ends included."""
+    steps = max(abs(dy), abs(dx))
+    line = {(round(t * dy / steps), round(t * dx / steps)) for t in range(steps + 1)}
+    return functools.reduce(jnp.maximum, [_shift(contour, *at) for at in sorted(line)])
+
+
+@functools.partial(jax.jit, static_argnames=("radius", "self_loops"))
+def pixel_affinity(
+    features: Float[Array, "h w c"],
+    *,
+    radius: float = 5.0,
+    sigma_feature: float | Float[Array, ""] = 0.1,
+    sigma_distance: float | Float[Array, ""] = 4.0,
+    contour: Float[Array, "h w"] | None = None,
+    sigma_contour: float | Float[Array, ""] = 0.1,
+    self_loops: bool = True,
+) -> Affinity:
+    """w_ij = exp(-|F_i - F_j|^2 / sigma_feature^2 - |X_i - X_j|^2 / sigma_distance^2), |X_i - X_j| < radius.
+
+    Shi & Malik 2000, eq. 11 (features: brightness, colour or filter responses; X in pixels). With `contour`,
+    the factor exp(-max / sigma_contour) for the strongest contour between i and j (Leung & Malik 1998).
+    `self_loops` keeps w_ii = 1, as the formula has it; it counts in D and in no cut.
+    """
+    h, w, _ = features.shape
+    channels = jnp.moveaxis(features, -1, 0)
+    offsets = tuple(o for o in half_offsets(radius) if o[0] < h and abs(o[1]) < w)
+    rows, columns = jnp.arange(h)[:, None], jnp.arange(w)[None]
+    planes = []
+    for dy, dx in offsets:
+        exponent = jnp.sum((channels - _shift(channels, dy, dx)) ** 2, axis=0) / sigma_feature**2
+        exponent = exponent + (dy * dy + dx * dx) / sigma_distance**2
+        if contour is not None:
+            exponent = exponent + _intervening(contour, dy, dx) / sigma_contour
+        inside = (rows + dy < h) & (columns + dx >= 0) & (columns + dx < w)
+        planes.append(jnp.where(inside, jnp.exp(-exponent), 0.0))
+    return _assemble(planes, offsets, jnp.full((h, w), 1.0 if self_loops else 0.0, features.dtype))
+
+
+def _terms(affinity: Affinity, y: Float[Array, "m h w"]):
+    """Pairs of (edge weight at each pixel, the value at the edge's other end), for both directions."""
+    r = affinity.reach
+    h, w = affinity.degree.shape
+    y = jax.lax.optimization_barrier(y)
+    # without the barrier XLA's CPU backend fuses, and so computes anew, y's own expression into every shift
+    padded = jax.lax.optimization_barrier(jnp.pad(y, ((0, 0), (r, r), (r, r))))
+    for weight, (dy, dx) in zip(affinity.weights, affinity.offsets, strict=True):
+        yield weight[r : r + h, r : r + w], padded[:, r + dy : r + dy + h, r + dx : r + dx + w]
+        yield (
+            weight[r - dy : r - dy + h, r - dx : r - dx + w],
+            padded[:, r - dy : r - dy + h, r - dx : r - dx + w],
+        )
+
+
+def affinity_product(affinity: Affinity, y: Float[Array, "m h w"]) -> Float[Array, "m h w"]:
+    """W y."""
+    return sum((w * x for w, x in _terms(affinity, y)), (affinity.degree - affinity.diagonal) * y)
+
+
+def laplacian_product(affinity: Affinity, y: Float[Array, "m h w"]) -> Float[Array, "m h w"]:
+    """(D - W) y, as sums of w_ij (y_i - y_j): smooth y cancel before float32 rounds, not after."""
+    product = sum((w * (y - x) for w, x in _terms(affinity, y)), jnp.zeros_like(y))
+    return jax.lax.optimization_barrier(product)  # for the same reason as in _terms
+
+
+def degrees(affinity: Affinity) -> Float[Array, "h w"]:
+    """The diagonal of D."""
+    return affinity.degree
+
+
+def subgraph(affinity: Affinity, inside: Float[Array, "h w"]) -> Affinity:
+    """The graph induced on the pixels where `inside` is 1; the others lose all edges and have degree 0."""
+    r = affinity.reach
+    w = inside.shape[1]
+    planes = [
+        plane[r:, r : r + w] * inside * _shift(inside, dy, dx)
+        for plane, (dy, dx) in zip(affinity.weights, affinity.offsets, strict=True)
+    ]
+    return _assemble(planes, affinity.offsets, (affinity.degree - affinity.diagonal) * inside)
+
+
+def coarsen(affinity: Affinity) -> Affinity:
+    """The graph on 2 x 2 cells: weights and degrees summed (P^T W P, P piecewise constant)."""
+    r = affinity.reach
+    h, w = affinity.degree.shape
+    ch, cw = -(-h // 2), -(-w // 2)
+
+    def even(x):
+        return jnp.pad(x, ((0, 2 * ch - h), (0, 2 * cw - w)))
+
+    degree, self_weight = (
+        even(x).reshape(ch, 2, cw, 2).sum(axis=(1, 3))
+        for x in (affinity.degree, affinity.degree - affinity.diagonal)
+    )
+    planes: dict[tuple[int, int], Array] = {}
+    for plane, (dy, dx) in zip(affinity.weights, affinity.offsets, strict=True):
+        cells = even(plane[r:, r : r + w]).reshape(ch, 2, cw, 2)
+        for py in (0, 1):
+            for px in (0, 1):
+                at, part = ((py + dy) // 2, (px + dx) // 2), cells[:, py, :, px]
+                if at == (0, 0):
+                    self_weight = self_weight + 2 * part
+                    continue
+                if at < (0, 0):  # the other cell comes first in raster order
+                    part, at = _shift(part, -at[0], -at[1]), (-at[0], -at[1])
+                planes[at] = planes[at] + part if at in planes else part
+    offsets = tuple(sorted(planes))
+    coarse = _assemble([planes[o] for o in offsets], offsets, self_weight)
+    return Affinity(coarse.weights, degree, coarse.diagonal, offsets)
