@@ -190,9 +190,9 @@ def load(theirs, model, variables):
     return theirs
 
 
-def run(theirs, images):
+def run(theirs, images, dtype=torch.float32):
     """Logits, and auxiliary ones or None, `[N, H, W, K]`."""
-    output = theirs(torch.tensor(np.asarray(images)).permute(0, 3, 1, 2))
+    output = theirs(torch.tensor(np.asarray(images), dtype=dtype).permute(0, 3, 1, 2))
     if not isinstance(output, dict):
         output = {"out": output}
     return output["out"].movedim(1, -1), output["aux"].movedim(1, -1) if "aux" in output else None

@@ -160,7 +160,7 @@ def test_parameters_as_published(name):
 @pytest.mark.parametrize("name", DISTINCT)
 def test_shape_dtype_and_source(name):
     model = jaxseg.create_model(name, 21, **FIELDS[name])
-    size = (188, 220) if name == "unet_valid" else (64, 80)
+    size = (188, 220) if name == "unet_valid" else (64, 96)
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     variables = shapes(model, images)
     model = model.clone(dtype=jnp.bfloat16, remat=True)
