@@ -77,9 +77,7 @@ def segment(path: pathlib.Path, method: str, config: Config) -> list[np.ndarray]
     size = image.size
     small = image.resize((size[0] // config.shrink, size[1] // config.shrink), Image.Resampling.BOX)
     pixels = np.asarray(small, np.float32) / 255
-    upright = (
-        pixels if pixels.shape[0] < pixels.shape[1] else pixels.transpose(1, 0, 2)
-    )  # one shape: one compile
+    upright = pixels if pixels.shape[0] < pixels.shape[1] else pixels.transpose(1, 0, 2)  # one shape: one compile
     labels = {"kmeans": by_kmeans, "ncut": by_ncut}[method](jnp.asarray(upright), config)
     labels = [np.asarray(x, np.uint8) for x in labels]
     labels = labels if upright is pixels else [x.T for x in labels]
@@ -113,9 +111,7 @@ def score(config: Config, method: str, paths: list[pathlib.Path]) -> tuple[float
 def main(config: Config) -> None:
     paths = sorted((config.data / "images").glob("*.jpg"))[config.first :: config.step]
     if not paths:
-        raise ValueError(
-            f"bsds needs images/*.jpg and labels/<id>_<k>.png under --data, found none in {config.data}"
-        )
+        raise ValueError(f"bsds needs images/*.jpg and labels/<id>_<k>.png under --data, found none in {config.data}")
     rows = {method: score(config, method, paths) for method in config.methods}
     lines = [f"{'':24}" + " ".join(f"{c:>12}" for c in COLUMNS)]
     for name, row in [*rows.items(), PUBLISHED]:

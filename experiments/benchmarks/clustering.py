@@ -106,9 +106,7 @@ def normalised_matrix(affinity: Affinity) -> sparse.csr_array:
 def eigenpairs(config: Config) -> dict:
     affinity = graph(jnp.asarray(procedural(config.graph_size)), sigma_feature=0.15)
     run = jax.jit(
-        lambda g: smallest_eigenpairs(
-            g, config.eigenvectors, key=jax.random.key(0), tolerance=config.tolerance
-        )
+        lambda g: smallest_eigenpairs(g, config.eigenvectors, key=jax.random.key(0), tolerance=config.tolerance)
     )
     first = timed(lambda: run(affinity))
     ours = [timed(lambda: run(affinity)) for _ in range(config.repeats)]
@@ -135,9 +133,7 @@ def eigenpairs(config: Config) -> dict:
         order = np.argsort(-values)
         values, vectors = values[order], vectors[:, order]
         row["peer_eigenvalues"] = (1 - values[1:]).tolist()
-        row["peer_largest_residual"] = float(
-            np.linalg.norm(matrix @ vectors - vectors * values, axis=0).max()
-        )
+        row["peer_largest_residual"] = float(np.linalg.norm(matrix @ vectors - vectors * values, axis=0).max())
     return row
 
 

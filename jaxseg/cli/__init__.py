@@ -15,6 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     import jax
     import tyro
 
+    from jaxseg.cli.cluster import cluster_command
     from jaxseg.cli.inspect import check_data_command, models_command
     from jaxseg.cli.train import train_command
     from jaxseg.cli.use import evaluate_command, predict_command
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         "train": train_command,
         "evaluate": evaluate_command,
         "predict": predict_command,
+        "cluster": cluster_command,
         "models": models_command,
         "check-data": check_data_command,
     }

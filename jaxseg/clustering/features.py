@@ -29,18 +29,14 @@ def as_rgb(image: Any) -> Float[Array, "h w 3"]:
         x = jnp.asarray(image, jnp.float32)
         if not isinstance(x, jax.core.Tracer):
             if not bool(jnp.isfinite(x).all()):
-                raise ValueError(
-                    f"needs a finite image, got {int((~jnp.isfinite(x)).sum())} NaN or infinite values"
-                )
+                raise ValueError(f"needs a finite image, got {int((~jnp.isfinite(x)).sum())} NaN or infinite values")
             if float(x.min()) < 0 or float(x.max()) > 1:
                 raise ValueError(
                     f"needs a float image in [0, 1], got {float(x.min()):.4g} to {float(x.max()):.4g}; "
                     "divide by the white level"
                 )
     else:
-        raise ValueError(
-            f"needs an unsigned integer or float image, got {image.dtype}; convert to uint8 or uint16"
-        )
+        raise ValueError(f"needs an unsigned integer or float image, got {image.dtype}; convert to uint8 or uint16")
     channels = x.shape[-1]
     if channels in (2, 4):
         alpha = x[..., -1:]
@@ -65,9 +61,7 @@ def rgb_to_lab(rgb: Float[Array, "*hw 3"]) -> Float[Array, "*hw 3"]:
     return jnp.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
-def filter_bank(
-    scales: tuple[float, ...] = (1.0, 2.0), orientations: int = 6
-) -> Float[np.ndarray, "filters s s"]:
+def filter_bank(scales: tuple[float, ...] = (1.0, 2.0), orientations: int = 6) -> Float[np.ndarray, "filters s s"]:
     """Pairs of even and odd elongated filters by scale and orientation, and a centre-surround one by scale.
 
     Malik et al. 2001: second and first derivatives of a Gaussian across, one three times as long along;

@@ -32,22 +32,19 @@ class ClusterConfig:
 
 def read_image(path: str | pathlib.Path) -> np.ndarray:
     """Pixels as stored, 8 or 16 bit, grey or colour, with alpha if there is one; palettes become colours."""
-    with Image.open(path) as image:
+    with Image.open(path) as opened:
+        image: Image.Image = opened
         if image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
             image = image.convert("RGBA" if "transparency" in image.info else "RGB")
         pixels = np.asarray(image)
     if pixels.dtype == np.int32:  # Pillow's mode I: 16-bit files of some kinds
         if pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError(
-                f"{path}: needs 8 or 16 bits a channel, got values {pixels.min()} to {pixels.max()}"
-            )
+            raise ValueError(f"{path}: needs 8 or 16 bits a channel, got values {pixels.min()} to {pixels.max()}")
         pixels = pixels.astype(np.uint16)
     return pixels
 
 
-def mean_colours(
-    image: Float[np.ndarray, "h w 3"], labels: Int[np.ndarray, "h w"]
-) -> Float[np.ndarray, "h w 3"]:
+def mean_colours(image: Float[np.ndarray, "h w 3"], labels: Int[np.ndarray, "h w"]) -> Float[np.ndarray, "h w 3"]:
     """Each segment in its mean colour."""
     counts = np.maximum(np.bincount(labels.reshape(-1)), 1)
     means = [np.bincount(labels.reshape(-1), image[..., c].reshape(-1)) / counts for c in range(3)]
@@ -118,9 +115,7 @@ def cluster_image(
     files = {kind: out / f"{path.stem}_{method}_{kind}.png" for kind in ("labels", "figure")}
     rows, columns = (np.arange(full) * part // full for full, part in zip(size, labels.shape, strict=True))
     enlarged = labels[rows[:, None], columns]
-    Image.fromarray(enlarged.astype(np.uint8 if config.num_segments <= 256 else np.uint16)).save(
-        files["labels"]
-    )
+    Image.fromarray(enlarged.astype(np.uint8 if config.num_segments <= 256 else np.uint16)).save(files["labels"])
     _draw(np.asarray(rgb), labels, vectors, title, files["figure"])
     return files
 
@@ -135,8 +130,8 @@ def _segment(rgb: Array, method: str, config: ClusterConfig) -> tuple[np.ndarray
             position_weight=config.position_weight,
             texture_weight=config.texture_weight,
         )
-        result = kmeans(features.reshape(h * w, -1), config.num_segments, key=key, num_restarts=3)
-        return np.asarray(result.labels).reshape(h, w), np.zeros((0, h, w)), f"k-means, {config.num_segments}"
+        clusters = kmeans(features.reshape(h * w, -1), config.num_segments, key=key, num_restarts=3)
+        return np.asarray(clusters.labels).reshape(h, w), np.zeros((0, h, w)), f"k-means, {config.num_segments}"
     result = ncut(
         rgb,
         config.num_segments,

@@ -154,9 +154,7 @@ def _require_finite(name: str, x: Any) -> None:
         return
     if not bool(jnp.isfinite(x).all()):
         bad = int(jnp.sum(~jnp.isfinite(x)))
-        raise ValueError(
-            f"kmeans needs finite {name}, got {bad} NaN or infinite of {x.size}; mask or fill them"
-        )
+        raise ValueError(f"kmeans needs finite {name}, got {bad} NaN or infinite of {x.size}; mask or fill them")
 
 
 def kmeans(
@@ -193,15 +191,11 @@ def kmeans(
       ValueError: bad shapes, num_clusters outside 1..n, non-finite features or weights, unknown init.
     """
     if features.ndim != 2 or features.shape[0] == 0 or features.shape[1] == 0:
-        raise ValueError(
-            f"kmeans needs features [N, D], got {tuple(features.shape)}; reshape an image to [H*W, C]"
-        )
+        raise ValueError(f"kmeans needs features [N, D], got {tuple(features.shape)}; reshape an image to [H*W, C]")
     n, d = features.shape
     if not 1 <= num_clusters <= n:
         raise ValueError(f"kmeans needs num_clusters from 1 to the number of points {n}, got {num_clusters}")
-    points = (
-        jnp.asarray(features, jnp.float32) if not jnp.issubdtype(features.dtype, jnp.floating) else features
-    )
+    points = jnp.asarray(features, jnp.float32) if not jnp.issubdtype(features.dtype, jnp.floating) else features
     points = jnp.asarray(points, jnp.promote_types(points.dtype, jnp.float32))
     given = None
     if isinstance(init, str):
@@ -268,9 +262,7 @@ def minibatch_init(batch: Float[Array, "n d"], num_clusters: int, *, key: PRNGKe
     """k-means++ on a first batch, which holds at least `num_clusters` points."""
     _require_finite("batch", batch)
     if batch.shape[0] < num_clusters:
-        raise ValueError(
-            f"minibatch_init needs a batch of at least {num_clusters} points, got {batch.shape[0]}"
-        )
+        raise ValueError(f"minibatch_init needs a batch of at least {num_clusters} points, got {batch.shape[0]}")
     seeds = jax.jit(kmeans_plus_plus, static_argnums=3)(key, batch, jnp.ones_like(batch[:, 0]), num_clusters)
     return MiniBatchState(seeds, jnp.zeros(num_clusters, batch.dtype))
 

@@ -126,9 +126,7 @@ def _segment_sum(updates: Float[Array, "n d"], labels: Int[Array, "n"], k: int) 
     return sums.reshape(CHUNKS, k, -1)
 
 
-def block_sums(
-    blocks: Blocks, centroids: Float[Array, "k d"]
-) -> tuple[Float[Array, "k d"], Float[Array, "k"]]:
+def block_sums(blocks: Blocks, centroids: Float[Array, "k d"]) -> tuple[Float[Array, "k d"], Float[Array, "k"]]:
     """Weighted sum of the points nearest to each centroid, and their weight."""
     k, d = centroids.shape
 

@@ -85,9 +85,7 @@ def splitting_point(
         a = ((y > t) & inside).astype(y.dtype)
         across, va = cut(affinity, a), jnp.sum(a * affinity.degree)
         both = (va > 0) & (va < volume)
-        return jnp.where(
-            both, across / jnp.maximum(va, 1e-20) + across / jnp.maximum(volume - va, 1e-20), jnp.inf
-        )
+        return jnp.where(both, across / jnp.maximum(va, 1e-20) + across / jnp.maximum(volume - va, 1e-20), jnp.inf)
 
     values = jax.lax.map(value, even)
     best = jnp.argmin(values)
@@ -107,9 +105,7 @@ def is_stable(
     return (counts.min() <= ratio * counts.max()) & (high > low)
 
 
-def _two_way(
-    affinity: Affinity, inside: Array, key: PRNGKeyArray, tolerance: float
-) -> tuple[Array, Array, Array]:
+def _two_way(affinity: Affinity, inside: Array, key: PRNGKeyArray, tolerance: float) -> tuple[Array, Array, Array]:
     """Half of a segment, the Ncut of that split of its subgraph, and the eigenvector's stability."""
     part = subgraph(affinity, inside.astype(affinity.degree.dtype))
     y = smallest_eigenpairs(part, 1, key=key, tolerance=tolerance, max_iterations=40, guard=3).vectors[0]
@@ -297,9 +293,7 @@ def ncut(
     rgb = as_rgb(image)
     h, w, _ = rgb.shape
     if not 1 <= num_segments <= h * w:
-        raise ValueError(
-            f"ncut needs num_segments from 1 to the number of pixels {h * w}, got {num_segments}"
-        )
+        raise ValueError(f"ncut needs num_segments from 1 to the number of pixels {h * w}, got {num_segments}")
     if method not in ("k-way", "recursive"):
         raise ValueError(f"ncut method is 'k-way' or 'recursive', got {method!r}")
     if radius <= 1:

@@ -56,9 +56,7 @@ def ncut_regions(
     """
     n = weights.shape[0]
     if not 1 <= num_segments <= n:
-        raise ValueError(
-            f"ncut_regions needs num_segments from 1 to the number of regions {n}, got {num_segments}"
-        )
+        raise ValueError(f"ncut_regions needs num_segments from 1 to the number of regions {n}, got {num_segments}")
     degree = weights.sum(axis=1)
     root = jnp.where(degree > 0, jax.lax.rsqrt(jnp.maximum(degree, 1e-30)), 0.0)
     laplacian = jnp.diag(jnp.where(degree > 0, 1.0, 2.0)) - root[:, None] * weights * root

@@ -58,10 +58,7 @@ def kmeans_plus_plus(
         centroids, squared = state
         candidates = points[sample(keys[j], squared * weights, (trials,))]
         potentials = jnp.stack(
-            [
-                jnp.sum(jnp.minimum(squared, _squared_distance(points, candidates[t])) * weights)
-                for t in range(trials)
-            ]
+            [jnp.sum(jnp.minimum(squared, _squared_distance(points, candidates[t])) * weights) for t in range(trials)]
         )
         best = candidates[jnp.argmin(potentials)]
         return centroids.at[j].set(best), jnp.minimum(squared, _squared_distance(points, best))

@@ -42,12 +42,8 @@ def match(
     matched_a, matched_b = np.zeros_like(a), np.zeros_like(b)
     if not len(points_a) or not len(points_b):
         return matched_a, matched_b
-    near = cKDTree(points_a).sparse_distance_matrix(
-        cKDTree(points_b), max_distance + 1e-9, output_type="ndarray"
-    )
-    edges = csr_array(
-        (np.ones(len(near), bool), (near["i"], near["j"])), shape=(len(points_a), len(points_b))
-    )
+    near = cKDTree(points_a).sparse_distance_matrix(cKDTree(points_b), max_distance + 1e-9, output_type="ndarray")
+    edges = csr_array((np.ones(len(near), bool), (near["i"], near["j"])), shape=(len(points_a), len(points_b)))
     partner = maximum_bipartite_matching(edges, perm_type="column")
     has = partner >= 0
     matched_a[tuple(points_a[has].T)] = True
@@ -101,9 +97,6 @@ def boundary_scores(counts: Sequence[Sequence[BoundaryCounts]]) -> BoundaryScore
     table = np.array(counts)  # [image, scale, 4]
     total = lambda rows: f_measure(BoundaryCounts(*(int(v) for v in rows.sum(axis=0))))  # noqa: E731
     best = np.array(
-        [
-            rows[int(np.argmax([f_measure(c) for c in by_scale]))]
-            for rows, by_scale in zip(table, counts, strict=True)
-        ]
+        [rows[int(np.argmax([f_measure(c) for c in by_scale]))] for rows, by_scale in zip(table, counts, strict=True)]
     )
     return BoundaryScores(max(total(table[:, s]) for s in range(table.shape[1])), total(best))

@@ -23,9 +23,7 @@ def contingency(a: Any, b: Any) -> Int[np.ndarray, "p q"]:
     """Pixels in region p of `a` and q of `b`."""
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape or a.size == 0:
-        raise ValueError(
-            f"contingency needs two label maps of one shape with pixels, got {a.shape} and {b.shape}"
-        )
+        raise ValueError(f"contingency needs two label maps of one shape with pixels, got {a.shape} and {b.shape}")
     _, a = np.unique(a.reshape(-1), return_inverse=True)
     _, b = np.unique(b.reshape(-1), return_inverse=True)
     q = b.max() + 1
@@ -79,9 +77,7 @@ def _image_scores(scales: Sequence[Any], truths: Sequence[Any]) -> tuple[np.ndar
         row = []
         for i, truth in enumerate(truths):
             best[i] = np.maximum(best[i], _overlaps(contingency(labels, truth)).max(axis=0))
-            row.append(
-                [covering(labels, truth), rand_index(labels, truth), variation_of_information(labels, truth)]
-            )
+            row.append([covering(labels, truth), rand_index(labels, truth), variation_of_information(labels, truth)])
         rows.append(np.mean(row, axis=0))
     sizes = [np.unique(t, return_counts=True)[1] for t in truths]
     return np.array(rows), float(np.mean([b @ s / s.sum() for b, s in zip(best, sizes, strict=True)]))

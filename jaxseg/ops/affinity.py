@@ -167,8 +167,7 @@ def coarsen(affinity: Affinity) -> Affinity:
         return jnp.pad(x, ((0, 2 * ch - h), (0, 2 * cw - w)))
 
     degree, self_weight = (
-        even(x).reshape(ch, 2, cw, 2).sum(axis=(1, 3))
-        for x in (affinity.degree, affinity.degree - affinity.diagonal)
+        even(x).reshape(ch, 2, cw, 2).sum(axis=(1, 3)) for x in (affinity.degree, affinity.degree - affinity.diagonal)
     )
     planes: dict[tuple[int, int], Array] = {}
     for plane, (dy, dx) in zip(affinity.weights, affinity.offsets, strict=True):

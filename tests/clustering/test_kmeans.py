@@ -141,11 +141,9 @@ def test_bad_options_are_refused_by_name():
 @pytest.mark.parity
 @pytest.mark.parametrize("k", [8, 64])
 def test_inertia_of_scikit_learn(k):
-    cluster = pytest.importorskip("sklearn.cluster", reason="needs scikit-learn, the peer extra")
+    cluster = pytest.importorskip("sklearn.cluster", reason="needs scikit-learn, the parity extra")
     x = blobs(20_000, 40, seed=11, spread=0.1)
-    theirs = cluster.KMeans(k, init=x[:k], n_init=1, algorithm="lloyd", tol=0, max_iter=30).fit(
-        x.astype(np.float64)
-    )
+    theirs = cluster.KMeans(k, init=x[:k], n_init=1, algorithm="lloyd", tol=0, max_iter=30).fit(x.astype(np.float64))
     ours = kmeans(x, k, init=x[:k], tolerance=0.0, max_iterations=30)
     assert float(ours.inertia) == pytest.approx(theirs.inertia_, rel=1e-5)
     assert int(ours.num_iterations) == theirs.n_iter_

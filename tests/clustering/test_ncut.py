@@ -49,8 +49,7 @@ def by_definition(features, radius, sigma_feature, sigma_distance, contour=None,
                 a, b = min(a, b), max(a, b)
                 n = max(abs(b[0] - a[0]), abs(b[1] - a[1]), 1)
                 line = [
-                    (a[0] + round(t * (b[0] - a[0]) / n), a[1] + round(t * (b[1] - a[1]) / n))
-                    for t in range(n + 1)
+                    (a[0] + round(t * (b[0] - a[0]) / n), a[1] + round(t * (b[1] - a[1]) / n)) for t in range(n + 1)
                 ]
                 out[i, j] *= math.exp(-max(contour[p] for p in line) / sigma_contour)
     return out
@@ -78,9 +77,7 @@ def test_stencil_is_the_formula(h, w, radius):
         contour=jnp.asarray(contour),
         sigma_contour=0.4,
     )
-    np.testing.assert_allclose(
-        dense(with_contour), by_definition(x, radius, 0.3, 2.0, contour, 0.4), atol=1e-6
-    )
+    np.testing.assert_allclose(dense(with_contour), by_definition(x, radius, 0.3, 2.0, contour, 0.4), atol=1e-6)
     np.testing.assert_allclose(plain.degree.reshape(-1), dense(plain).sum(1), rtol=1e-5)
     y = np.random.default_rng(2).random((2, h, w)).astype(np.float32)
     product = np.asarray(laplacian_product(plain, jnp.asarray(y))).reshape(2, -1)
@@ -165,9 +162,7 @@ def test_three_blocks_are_found(method):
 
 
 def test_recursion_stops_at_max_ncut():
-    result = ncut(
-        noisy_blocks(24, 30), 6, method="recursive", sigma_feature=0.15, stability=False, max_ncut=0.1
-    )
+    result = ncut(noisy_blocks(24, 30), 6, method="recursive", sigma_feature=0.15, stability=False, max_ncut=0.1)
     assert len(np.unique(result.labels)) == 3
 
 
@@ -273,7 +268,7 @@ def test_bad_images_are_refused_by_name(image, k, match):
 
 @pytest.mark.parity
 def test_no_worse_than_spectral_clustering():
-    cluster = pytest.importorskip("sklearn.cluster", reason="needs scikit-learn, the peer extra")
+    cluster = pytest.importorskip("sklearn.cluster", reason="needs scikit-learn, the parity extra")
     x = noisy_blocks(30, 24, noise=0.12)
     g = graph(jnp.asarray(x), sigma_feature=0.3)
     ours = ncut_graph(g, 4, key=KEY)

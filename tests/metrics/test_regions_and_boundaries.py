@@ -37,10 +37,7 @@ def test_variation_of_information_is_a_metric_in_bits():
     assert variation_of_information(A, np.zeros_like(A)) == pytest.approx(1.0)  # one bit: which half
     assert variation_of_information(a, a + 7) == pytest.approx(0.0, abs=1e-12)
     assert variation_of_information(a, b) == pytest.approx(variation_of_information(b, a))
-    assert (
-        variation_of_information(a, c)
-        <= variation_of_information(a, b) + variation_of_information(b, c) + 1e-12
-    )
+    assert variation_of_information(a, c) <= variation_of_information(a, b) + variation_of_information(b, c) + 1e-12
 
 
 def test_scores_of_a_data_set_choose_scales():

@@ -1,0 +1,33 @@
+"""`jaxseg cluster`: segmentation without training."""
+
+import dataclasses
+import pathlib
+from typing import Annotated, Literal
+
+import tyro
+
+from jaxseg.clustering.figure import ClusterConfig, cluster_image
+
+__all__ = ["Cluster", "cluster_command"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Cluster the pixels of photographs: a label map and a figure for each."""
+
+    paths: tyro.conf.Positional[tuple[pathlib.Path, ...]]
+    """Images."""
+    out: pathlib.Path
+    """Folder for NAME_METHOD_labels.png and NAME_METHOD_figure.png."""
+    method: Literal["kmeans", "ncut"] = "kmeans"
+    """k-means, or Normalized Cut."""
+    options: tyro.conf.OmitArgPrefixes[ClusterConfig] = dataclasses.field(default_factory=ClusterConfig)
+    """Of the method."""
+
+
+def cluster_command(config: Annotated[Cluster, tyro.conf.arg(name="")]) -> int:
+    """Segment photographs by k-means or Normalized Cut."""
+    for path in config.paths:
+        files = cluster_image(path, config.out, config.method, config.options)
+        print(f"{path}: wrote {', '.join(str(f) for f in files.values())}")
+    return 0
