@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import tyro
 
 from jaxseg.cli.arguments import Size
-from jaxseg.cli.train import evaluation_feed, finish_run, training_feed
 from jaxseg.data import check_data, color_jitter, flip, folder, median_frequency, scale_crop
-from jaxseg.fit import Run, fit
+from jaxseg.fit import Run, evaluation_feed, fit, training_feed
 from jaxseg.losses import cross_entropy, dice_loss
+from jaxseg.report import finish_run
 from jaxseg.runs import model_config, model_from_config
 from jaxseg.train import adamw_cosine, sgd_poly, supervised
 from jaxseg.weights.vgg import load_encoder

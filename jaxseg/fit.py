@@ -17,11 +17,22 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from jaxseg import checkpoint
+from jaxseg.data.pipeline import batch_names, eval_batches, train_batches
+from jaxseg.data.source import Source
 from jaxseg.parallel import Placement, make_mesh, over_mesh
 from jaxseg.runlog import RunLog
 from jaxseg.train import TrainFns
 
-__all__ = ["Feed", "FitResult", "NonFiniteLoss", "Run", "evaluate_batches", "fit"]
+__all__ = [
+    "Feed",
+    "FitResult",
+    "NonFiniteLoss",
+    "Run",
+    "evaluate_batches",
+    "evaluation_feed",
+    "fit",
+    "training_feed",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +60,23 @@ class Feed(NamedTuple):
 
     batches: Callable[[int], Iterable[Mapping[str, np.ndarray]]]  # first step -> this process's slices from there on
     names: Callable[[int], list[str]]  # step -> the files of that global batch
+
+
+def training_feed(source: Source, size: tuple[int, int], batch: int, seed: int) -> Feed:
+    """This process's batches as a function of the first step."""
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    return Feed(
+        lambda start: train_batches(source, size, batch, seed=seed, start_step=start, **processes),
+        lambda step: batch_names(source, seed, step, batch),
+    )
+
+
+def evaluation_feed(
+    source: Source, size: tuple[int, int], batch: int, label_size: tuple[int, int] | None = None
+) -> Callable[[], Any]:
+    """Each evaluation's batches of this process."""
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    return lambda: eval_batches(source, size, batch, label_size=label_size, **processes)
 
 
 class FitResult(NamedTuple):

@@ -1,6 +1,5 @@
-"""What a run leaves behind, and how to use it: the model and variables, the table, the figure."""
+"""What a checkpoint says of its model, and the model and variables from it."""
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,13 @@ from jaxtyping import PyTree
 from jaxseg import checkpoint
 from jaxseg.models import create_model
 
-__all__ = ["LoadedRun", "load_run", "metrics_table", "model_config", "model_from_config", "write_results"]
+__all__ = [
+    "LoadedRun",
+    "load_run",
+    "load_variables",
+    "model_config",
+    "model_from_config",
+]
 
 
 class LoadedRun(NamedTuple):
@@ -61,27 +66,3 @@ def load_variables(run: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:
     state, meta = checkpoint.restore_params(pathlib.Path(run) / "checkpoints")
     params = state.get("ema_params") or state["params"]
     return {"params": params, **state.get("model_state", {})}, meta["config"]
-
-
-def metrics_table(scores: Mapping[str, float], class_names: Sequence[str]) -> str:
-    """A Markdown table of the classes' IoU and accuracy, and of the means."""
-    width = max(map(len, (*class_names, "class accuracy")))
-    rows = [f"| {'class':{width}} | IoU   | accuracy |", f"|{'-' * (width + 2)}|-------|----------|"]
-    for k, name in enumerate(class_names):
-        rows.append(f"| {name:{width}} | {scores[f'iou/{k}']:5.3f} | {scores[f'accuracy/{k}']:8.3f} |")
-    means = {"mean IoU": "miou", "global accuracy": "global_accuracy", "class accuracy": "class_accuracy"}
-    rows += ["", f"| {'over all':{width}} | value |", f"|{'-' * (width + 2)}|-------|"]
-    rows += [f"| {label:{width}} | {scores[key]:5.3f} |" for label, key in {**means, "Dice": "dice"}.items()]
-    return "\n".join(rows) + "\n"
-
-
-def write_results(
-    out: pathlib.Path, config: Mapping[str, Any], scores: Mapping[str, float], class_names: Sequence[str]
-) -> None:
-    """Writes `results.md` and, last and atomically, `results.json`, whose presence says that the run is whole."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.md").write_text(metrics_table(scores, class_names))
-    finite = {k: v if np.isfinite(v) else None for k, v in scores.items()}
-    staged = out / "results.json.tmp"
-    staged.write_text(json.dumps({"scores": finite, "config": dict(config)}, indent=1) + "\n")
-    os.replace(staged, out / "results.json")

@@ -23,9 +23,10 @@ MAY = {
     "checkpoint": set(),
     "runlog": set(),
     "train": {"ops", "losses", "metrics", "data"},
-    "fit": {"checkpoint", "parallel", "runlog", "train"},
+    "fit": {"checkpoint", "data", "parallel", "runlog", "train"},
     "predict": {"ops", "data"},
     "runs": {"checkpoint", "models"},
+    "report": {"data", "predict", "runlog", "runs", "visualize"},
     "cli": {"*"},
     "__init__": {"models", "runs", "weights"},
 }

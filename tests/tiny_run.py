@@ -36,9 +36,8 @@ class TinySource:
 
 def run(out, *, steps=12, batch=8, checkpoint_every=2, placement=None, config=None, pace=0.0, source=None, seed=0):
     """Trains a tiny U-Net with batch norm, dropout, augmentation and an average."""
-    from jaxseg.cli.train import evaluation_feed, training_feed
     from jaxseg.data import flip
-    from jaxseg.fit import Run, fit
+    from jaxseg.fit import Run, evaluation_feed, fit, training_feed
     from jaxseg.losses import cross_entropy
     from jaxseg.models import create_model
     from jaxseg.runs import model_config, model_from_config

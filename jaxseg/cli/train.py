@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import jax
@@ -15,27 +15,21 @@ import tyro
 from jaxseg import losses, parallel
 from jaxseg.cli.arguments import Size, checked, describe, evaluation_split, nearest_model, open_split
 from jaxseg.data import (
-    Source,
-    batch_names,
     color_jitter,
     elastic,
-    eval_batches,
     flip,
     median_frequency,
     scale_crop,
-    train_batches,
     with_border_weights,
 )
-from jaxseg.fit import Feed, Run, fit
+from jaxseg.fit import Run, evaluation_feed, fit, training_feed
 from jaxseg.models import MODELS
-from jaxseg.predict import predictor
-from jaxseg.runlog import read_records
-from jaxseg.runs import load_run, metrics_table, model_config, model_from_config, write_results
+from jaxseg.report import finish_run
+from jaxseg.runs import model_config, model_from_config
 from jaxseg.train import adamw_cosine, sgd_poly, supervised
-from jaxseg.visualize import save_curves, save_panels
 from jaxseg.weights.vgg import load_encoder
 
-__all__ = ["Train", "evaluation_feed", "finish_run", "placement_of", "train_command", "training_feed"]
+__all__ = ["Train", "placement_of", "train_command"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,36 +114,6 @@ def initialize_distributed(words: str) -> None:
             f"--distributed is auto or ADDRESS:PORT,PROCESSES,THIS, such as 10.0.0.1:1234,2,0; got {words}"
         )
     jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))
-
-
-def training_feed(source: Source, size: tuple[int, int], batch: int, seed: int) -> Feed:
-    """This process's batches as a function of the first step."""
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    return Feed(
-        lambda start: train_batches(source, size, batch, seed=seed, start_step=start, **processes),
-        lambda step: batch_names(source, seed, step, batch),
-    )
-
-
-def evaluation_feed(
-    source: Source, size: tuple[int, int], batch: int, label_size: tuple[int, int] | None = None
-) -> Callable[[], Any]:
-    """Each evaluation's batches of this process."""
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    return lambda: eval_batches(source, size, batch, label_size=label_size, **processes)
-
-
-def finish_run(out: pathlib.Path, config: Mapping[str, Any], scores: Mapping[str, float], held_out: Source) -> None:
-    """Leaves what people look at: `predictions.png`, `curves.png` and the table; and says where."""
-    model, variables = load_run(out)
-    predict = predictor(model, variables, tuple(config["size"]))
-    examples = [held_out[i] for i in range(min(4, len(held_out)))]
-    images, truths = [e["image"] for e in examples], [e["label"] for e in examples]
-    predictions = [predict(image) for image in images]
-    save_panels(out / "predictions.png", images, truths, predictions, held_out.palette, held_out.class_names)
-    save_curves(out / "curves.png", list(read_records(out / "metrics.jsonl")))
-    write_results(out, config, scores, held_out.class_names)
-    print(f"\n{metrics_table(scores, held_out.class_names)}\nwrote results.md, predictions.png and curves.png in {out}")
 
 
 def _loss(config: Train, weights: np.ndarray | None) -> Callable:

@@ -17,13 +17,14 @@ from PIL import Image
 
 from jaxseg import parallel
 from jaxseg.cli.arguments import Size, bar, checked, describe, evaluation_split, nearest_model, open_split
-from jaxseg.cli.train import evaluation_feed, placement_of
+from jaxseg.cli.train import placement_of
 from jaxseg.data import DataError, read_image, voc_palette
-from jaxseg.fit import evaluate_batches
+from jaxseg.fit import evaluate_batches, evaluation_feed
 from jaxseg.losses import cross_entropy
 from jaxseg.models import MODELS, create_model
 from jaxseg.predict import predictor
-from jaxseg.runs import load_variables, metrics_table, model_from_config
+from jaxseg.report import metrics_table
+from jaxseg.runs import load_variables, model_from_config
 from jaxseg.train import TrainState, supervised
 from jaxseg.visualize import overlay, palette_image
 from jaxseg.weights import load_weights
