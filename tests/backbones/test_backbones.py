@@ -121,10 +121,12 @@ def test_every_feature_is_torchvisions(name, output_stride):
     variables = fill(shapes(model))
     state = {k.removeprefix("features."): torch.tensor(v) for k, v in to_published(model, variables).items()}
     found = {}
+
+    def keep(key, output):
+        found[key] = output.movedim(1, -1).clone().numpy()  # and None, or it would stand for the output
+
     for key, module in numbered.items():
-        module.register_forward_hook(
-            lambda _, __, out, key=key: found.setdefault(key, out.movedim(1, -1).clone().numpy())
-        )
+        module.register_forward_hook(lambda _, __, output, key=key: keep(key, output))
     apply = functools.partial(model.apply, mutable=["batch_stats"])
     ours = jax.jit(lambda v, x: [apply(v, x, train=train)[0] for train in (False, True)])(variables, images)
     for train, features in enumerate(ours):
