@@ -42,17 +42,18 @@ class CheckData:
 
 
 def _cost(model: nn.Module, size: tuple[int, int]) -> tuple[int, float, tuple[int, int]]:
-    """Parameters, FLOPs of one image, and its size: `size`, or 572x572 for U-Net's valid form, which is picky."""
-    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    try:
-        variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
-    except ValueError:
-        if size == (572, 572):
-            raise
-        return _cost(model, (572, 572))
-    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    lowered = jax.jit(functools.partial(model.apply, train=False)).lower(variables, images)
-    return count, (lowered.cost_analysis() or {}).get("flops", float("nan")), size
+    """Parameters, FLOPs of one image, and its size: `size`, or where the model refuses it one that it takes."""
+    key = jax.random.key(0)
+    for shape in (size, (512, 512), (572, 572)):  # the last is that of U-Net's valid form
+        images = jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32)
+        try:
+            variables = jax.eval_shape(functools.partial(model.init, train=False), key, images)
+        except ValueError:
+            continue
+        count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+        lowered = jax.jit(functools.partial(model.apply, train=False)).lower(variables, images)
+        return count, (lowered.cost_analysis() or {}).get("flops", float("nan")), shape
+    raise ValueError(f"{type(model).__name__} takes neither {size} nor 512x512 nor 572x572; choose another --size")
 
 
 def models_command(config: Annotated[Models, tyro.conf.arg(name="")]) -> int:
