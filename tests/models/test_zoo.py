@@ -366,8 +366,11 @@ def test_beside_torch(name, train):
     close(ours, logits.detach().numpy())
     expected = reference.gradients(theirs)
     for path, leaf in jax.tree_util.tree_leaves_with_path({"params": gradients}):
+        *layer, _ = (key.key for key in path)
+        # of the layer, for the exact gradient of a bias before a batch norm is zero, and both have only rounding
+        scale = max(np.abs(x).max() for name, x in expected.items() if name.split("/")[:-1] == layer)
         other = expected["/".join(key.key for key in path)]
-        np.testing.assert_allclose(leaf, other, atol=1e-4 * max(1e-2, np.abs(other).max()), err_msg=str(path))
+        np.testing.assert_allclose(leaf, other, atol=1e-4 * max(1e-1, scale), err_msg=str(path))
     statistics = reference.statistics(theirs)
     for path, leaf in jax.tree_util.tree_leaves_with_path(dict(state)):
         np.testing.assert_allclose(leaf, statistics["/".join(key.key for key in path)], atol=1e-5, rtol=1e-4)
