@@ -25,6 +25,7 @@ MAY = {
     "train": {"ops", "losses", "metrics", "data"},
     "fit": {"checkpoint", "data", "parallel", "runlog", "train"},
     "predict": {"ops", "data"},
+    "export": set(),
     "runs": {"checkpoint", "models"},
     "report": {"data", "predict", "runlog", "runs", "visualize"},
     "cli": {"*"},

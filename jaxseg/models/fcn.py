@@ -12,6 +12,7 @@ from jaxseg.backbones.vgg import VGG, vgg16
 from jaxseg.layers import ConvTranspose, Dropout
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.conv import fully_connected_conv
+from jaxseg.ops.dims import Dim
 from jaxseg.ops.resize import bilinear_kernel, upsample_bilinear
 
 __all__ = ["FCN", "FCN1x1", "fcn8s_vgg16", "fcn8s_vgg16_at_once", "fcn16s_vgg16", "fcn32s_vgg16"]
@@ -53,7 +54,7 @@ class Upsample(nn.Module):
         )(x)
 
 
-def _crop(x: Array, offset: int, size: tuple[int, ...]) -> Array:
+def _crop(x: Array, offset: int, size: tuple[Dim, ...]) -> Array:
     return x[:, offset : offset + size[0], offset : offset + size[1]]
 
 

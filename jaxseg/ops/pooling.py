@@ -7,12 +7,15 @@ wins, and takes the whole gradient; a NaN wins over any number. Both are PyTorch
 
 import functools
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Num, UInt8
+
+from jaxseg.ops.dims import Dim
 
 __all__ = [
     "adaptive_average_pool",
@@ -24,7 +27,7 @@ __all__ = [
 ]
 
 
-def pooled_size(size: int, window: int, stride: int, padding: int = 0, *, ceil_mode: bool = False) -> int:
+def pooled_size(size: Dim, window: int, stride: int, padding: int = 0, *, ceil_mode: bool = False) -> Dim:
     """Length that a pooled axis of `size` has."""
     steps, rest = divmod(size + 2 * padding - window, stride)
     n = steps + 1 + (1 if ceil_mode and rest else 0)
@@ -75,7 +78,7 @@ def _max_of_views(x: Array, window: int, stride: int, padding: int, ceil_mode: b
 
 def _reduce_window_max(x: Array, window: int, stride: int, padding: int, ceil_mode: bool) -> Array:
     x = _fill_windows(x, window, stride, padding, ceil_mode)
-    return nn.max_pool(x, (window, window), (stride, stride), "VALID")
+    return nn.max_pool(x, window_shape=(window, window), strides=(stride, stride), padding="VALID")
 
 
 def max_pool(
@@ -110,7 +113,7 @@ def max_pool_with_indices(
 
 
 def max_unpool(
-    x: Num[Array, "n ph pw c"], indices: UInt8[Array, "n ph pw c"], size: tuple[int, int], window: int = 2
+    x: Num[Array, "n ph pw c"], indices: UInt8[Array, "n ph pw c"], size: tuple[Dim, Dim], window: int = 2
 ) -> Num[Array, "n h w c"]:
     """Puts each value back at the place that `max_pool_with_indices` found, zeros elsewhere.
 
@@ -124,7 +127,7 @@ def max_unpool(
                 f"max_unpool of {axis} {pooled} with window {window} fills {pooled * window - window + 1} to "
                 f"{pooled * window + window - 1} pixels, got size {size}"
             )
-    place = jnp.arange(window * window, dtype=jnp.uint8).reshape(window, 1, window, 1)
+    place = np.arange(window * window, dtype=np.uint8).reshape(window, 1, window, 1)
     chosen = indices[:, :, None, :, None] == place
     full = jnp.where(chosen, x[:, :, None, :, None], jnp.zeros((), x.dtype))
     full = full.reshape(n, ph * window, pw * window, c)[:, : size[0], : size[1]]
@@ -132,24 +135,24 @@ def max_unpool(
     return jnp.pad(full, ((0, 0), (0, short[0]), (0, short[1]), (0, 0))) if any(short) else full
 
 
-def _adaptive_windows(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
+def _adaptive_windows(n_in: Dim, n_out: int, xp: Any = np) -> tuple[Any, Any]:
     """Starts and ends of PyTorch's `n_out` windows, which cover `n_in` samples and may overlap."""
-    starts = np.arange(n_out) * n_in // n_out
-    return starts, -(-np.arange(1, n_out + 1) * n_in // n_out)
+    return xp.arange(n_out) * n_in // n_out, -(-xp.arange(1, n_out + 1) * n_in // n_out)
 
 
-def adaptive_average_pool(x: Float[Array, "n h w c"], size: tuple[int, int]) -> Float[Array, "n ph pw c"]:
+def adaptive_average_pool(x: Float[Array, "n h w c"], size: tuple[Dim, Dim]) -> Float[Array, "n ph pw c"]:
     """Means over `size` windows that cover `x`, as PyTorch's AdaptiveAvgPool2d: two products with small matrices."""
     for axis, n_out in ((1, size[0]), (2, size[1])):
         n_in = x.shape[axis]
-        starts, stops = _adaptive_windows(n_in, n_out)
-        inside = (np.arange(n_in) >= starts[:, None]) & (np.arange(n_in) < stops[:, None])
+        xp: Any = np if isinstance(n_in, int) else jnp  # jax.export may leave the size open
+        starts, stops = _adaptive_windows(n_in, n_out, xp)
+        inside = (xp.arange(n_in) >= starts[:, None]) & (xp.arange(n_in) < stops[:, None])
         weights = jnp.asarray(inside / inside.sum(1, keepdims=True), x.dtype)
         x = jnp.moveaxis(jnp.tensordot(weights, x, (1, axis), precision=jax.lax.Precision.HIGHEST), 0, axis)
     return x
 
 
-def adaptive_max_pool(x: Float[Array, "n h w c"], size: tuple[int, int]) -> Float[Array, "n ph pw c"]:
+def adaptive_max_pool(x: Float[Array, "n h w c"], size: tuple[Dim, Dim]) -> Float[Array, "n ph pw c"]:
     """Maxima over `size` windows that cover `x`, as PyTorch's AdaptiveMaxPool2d."""
     for axis, n_out in ((1, size[0]), (2, size[1])):
         windows = zip(*_adaptive_windows(x.shape[axis], n_out), strict=True)

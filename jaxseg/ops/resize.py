@@ -3,16 +3,22 @@
 `jax.image.resize` knows no align_corners, and its nearest neighbour rounds where PyTorch's floors.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from jaxseg.ops.dims import Dim
+
 __all__ = ["bilinear_kernel", "resize_bilinear", "resize_nearest", "upsample_bilinear"]
 
 
-def _bilinear_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
+def _bilinear_matrix(n_in: Dim, n_out: Dim, align_corners: bool) -> Any:
     """Weights `[n_out, n_in]` of linear interpolation between `n_in` samples."""
+    if not (isinstance(n_in, int) and isinstance(n_out, int)):
+        return _symbolic_bilinear_matrix(n_in, n_out, align_corners)
     if align_corners:
         at = np.arange(n_out) * ((n_in - 1) / (n_out - 1) if n_out > 1 else 0.0)
     else:
@@ -26,7 +32,16 @@ def _bilinear_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
     return matrix
 
 
-def _by_matrices(x: Array, size: tuple[int, int], align_corners: bool) -> Array:
+def _symbolic_bilinear_matrix(n_in: Dim, n_out: Dim, align_corners: bool) -> Array:
+    """The same for sizes that jax.export leaves open: made when the exported program runs, in float32."""
+    source, target = (jnp.asarray(n, jnp.int32).astype(jnp.float32) for n in (n_in, n_out))
+    i = jnp.arange(n_out, dtype=jnp.float32)
+    at = i * (source - 1) / jnp.maximum(target - 1, 1) if align_corners else (i + 0.5) * (source / target) - 0.5
+    at = jnp.clip(at, 0.0, source - 1)
+    return jnp.maximum(1 - jnp.abs(at[:, None] - jnp.arange(n_in, dtype=jnp.float32)), 0.0)
+
+
+def _by_matrices(x: Array, size: tuple[Dim, Dim], align_corners: bool) -> Array:
     for axis, n_out in ((1, size[0]), (2, size[1])):
         if x.shape[axis] != n_out:
             matrix = jnp.asarray(_bilinear_matrix(x.shape[axis], n_out, align_corners), x.dtype)
@@ -45,13 +60,13 @@ def _double(x: Array, axis: int) -> Array:
 
 
 def resize_bilinear(
-    x: Float[Array, "n h w c"], size: tuple[int, int], *, align_corners: bool = False
+    x: Float[Array, "n h w c"], size: tuple[Dim, Dim], *, align_corners: bool = False
 ) -> Float[Array, "n h2 w2 c"]:
     """Bilinear interpolation to `size`, as PyTorch's `interpolate(mode="bilinear")`.
 
     `align_corners` maps corner pixels' centres, instead of their outer corners, onto each other.
     """
-    if min(size) < 1 or 0 in x.shape[1:3]:
+    if any(n < 1 for n in (*size, *x.shape[1:3])):
         raise ValueError(f"resize_bilinear needs h, w of at least 1, got {x.shape[1:3]} to {size}")
     if size == (2 * x.shape[1], 2 * x.shape[2]) and not align_corners:
         return jax.lax.platform_dependent(
@@ -62,12 +77,12 @@ def resize_bilinear(
     return _by_matrices(x, size, align_corners)
 
 
-def resize_nearest(x: Num[Array, "n h w c"], size: tuple[int, int]) -> Num[Array, "n h2 w2 c"]:
+def resize_nearest(x: Num[Array, "n h w c"], size: tuple[Dim, Dim]) -> Num[Array, "n h2 w2 c"]:
     """Nearest neighbour to `size`, as PyTorch's `interpolate(mode="nearest")`.
 
     Output i of n is input `i * n_in // n`.
     """
-    if min(size) < 1 or 0 in x.shape[1:3]:
+    if any(n < 1 for n in (*size, *x.shape[1:3])):
         raise ValueError(f"resize_nearest needs h, w of at least 1, got {x.shape[1:3]} to {size}")
     for axis, n_out in ((1, size[0]), (2, size[1])):
         n_in = x.shape[axis]

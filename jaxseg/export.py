@@ -1,0 +1,111 @@
+"""A model with its weights as one program that runs without jaxseg: StableHLO by jax.export, or ONNX.
+
+The program maps images as the model takes them (float32 `[n, h, w, 3]`, RGB, normalised) to its logits.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jaxtyping import PyTree
+
+__all__ = ["PLATFORMS", "export_onnx", "export_stablehlo", "forward", "run_artifact"]
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+OPEN_SIZES = ("h, w", "32*h, 32*w")  # the first that a model traces with: any size, or whole multiples of its stride
+
+
+def forward(model: nn.Module, variables: PyTree) -> Callable[[Any], Any]:
+    """Images to logits, or to a dict of arrays for a model with several outputs; the weights are constants of it."""
+
+    def apply(images: Any) -> Any:
+        output: Any = model.apply(variables, images, train=False)
+        if hasattr(output, "logits"):
+            return output.logits
+        named = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+        return {name: array for name, array in named.items() if array is not None}
+
+    return apply
+
+
+def _input_shapes(size: tuple[int, int] | None, batch: int | None) -> list[Sequence[Any]]:
+    """What the input may be, the most open form first."""
+    n = "n" if batch is None else str(batch)
+    sizes = OPEN_SIZES if size is None else (f"{size[0]}, {size[1]}",)
+    return [export.symbolic_shape(f"{n}, {hw}, 3") for hw in sizes]
+
+
+def export_stablehlo(
+    model: nn.Module,
+    variables: PyTree,
+    *,
+    size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    platforms: Sequence[str] = PLATFORMS,
+) -> export.Exported:
+    """One program for all `platforms`, weights included; `.serialize()` gives the bytes of a file.
+
+    `size` (h, w) and `batch` are left open where they are None: the program then takes any batch, and any size
+    or, where the model's own arithmetic needs it, multiples of 32; `.in_avals` says which. Raises ValueError
+    for a model that fixes its size, such as a U-Net of valid convolutions, when `size` is None, and for an
+    unknown platform.
+    """
+    unknown = sorted(set(platforms) - {*PLATFORMS, "rocm"})
+    if unknown or not platforms:
+        raise ValueError(f"no platform {', '.join(unknown) or 'named'}; there are {', '.join(PLATFORMS)}, rocm")
+    program = export.export(jax.jit(forward(model, variables)), platforms=tuple(platforms))
+    failure: Exception | None = None
+    for shape in _input_shapes(size, batch):
+        try:
+            return program(jax.ShapeDtypeStruct(shape, jnp.float32))
+        except (jax.errors.InconclusiveDimensionOperation, jax.errors.ConcretizationTypeError, TypeError) as error:
+            failure = error
+        except ValueError as error:  # the model refuses this size, in its own words
+            if size is not None:
+                raise
+            failure = error
+    raise ValueError(
+        f"{type(model).__name__} does not trace with an open size ({str(failure).splitlines()[0]}); "
+        "give the size that the program shall have"
+    ) from failure
+
+
+def _default_form(*arguments: Any, default: Callable, **platforms: Callable) -> Any:
+    return default(*arguments)
+
+
+def export_onnx(model: nn.Module, variables: PyTree, *, size: tuple[int, int], batch: int = 1) -> bytes:
+    """The model with its weights as an ONNX file of fixed shapes, NHWC, by jax2onnx.
+
+    Raises ImportError that names the extra where jax2onnx is not installed.
+    """
+    try:
+        from jax2onnx import to_onnx
+    except ImportError as error:
+        raise ImportError("ONNX needs the converter: pip install 'jaxseg[onnx]'") from error
+    shape = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
+    # ONNX has no platforms to choose by, and the converter no such primitive
+    with mock.patch.object(jax.lax, "platform_dependent", _default_form):
+        return to_onnx(forward(model, variables), inputs=[shape]).SerializeToString()
+
+
+def run_artifact(path: str | os.PathLike, images: Any) -> Any:
+    """Outputs of an exported file: by jax alone, or by onnxruntime for a `.onnx`."""
+    path = pathlib.Path(path)
+    if path.suffix != ".onnx":
+        return jax.tree.map(np.asarray, export.deserialize(bytearray(path.read_bytes())).call(images))
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError("running ONNX needs onnxruntime: pip install 'jaxseg[onnx]'") from error
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {session.get_inputs()[0].name: np.asarray(images)})
+    return outputs[0] if len(outputs) == 1 else outputs

@@ -1,0 +1,90 @@
+"""Exported programs: open sizes, a process without jaxseg, ONNX."""
+
+import functools
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden.named import fill, image
+
+import jaxseg
+from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
+from jaxseg.backbones.resnet import resnet50
+from jaxseg.backbones.vgg import vgg16_bn
+from jaxseg.export import export_onnx, export_stablehlo, forward, run_artifact
+
+RESNET = functools.partial(resnet50, depths=(1, 1, 2, 2), features=(4, 8, 12, 16))
+# the operations whose form goes by the size: transposed convolutions and crops, unpooling, resizing, adaptive pooling
+MODELS = {
+    "unet_small": {"features": (4, 6, 8, 10, 12)},
+    "segnet_vgg16_bn": {"encoder": functools.partial(vgg16_bn, features=(4, 8, 8, 12, 16))},
+    "lraspp_mobilenet_v3_large": {"backbone": functools.partial(mobilenet_v3_large, width=0.25)},
+    "pspnet_resnet50": {"backbone": RESNET, "features": (24, 12)},
+}
+SLOW = [name for name in MODELS if name != "pspnet_resnet50"]  # a program is compiled anew for each size
+ALONE = """
+import sys, numpy, jax
+from jax import export
+program = export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+numpy.save(sys.argv[3], program.call(numpy.load(sys.argv[2])))
+assert not [name for name in sys.modules if name.startswith(("jaxseg", "flax"))]
+"""
+
+
+def named(name, size=(64, 64)):
+    model = jaxseg.create_model(name, 5, **MODELS.get(name, {}))
+    shape = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    return model, fill(jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), shape))
+
+
+def close(ours, theirs):
+    """Within 1e-4 of outputs scaled to order 1."""
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4 * min(1, np.std(theirs)))
+
+
+@pytest.mark.parametrize("name", ["pspnet_resnet50", *(pytest.param(n, marks=pytest.mark.parity) for n in SLOW)])
+def test_one_file_serves_every_batch_and_size(name, tmp_path):
+    model, variables = named(name)
+    program = export_stablehlo(model, variables)
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    path = tmp_path / "model.stablehlo"
+    path.write_bytes(program.serialize())
+    for images in (image(1, 64, 96), image(3, 96, 32)):
+        close(run_artifact(path, images), jax.jit(forward(model, variables))(images))
+
+
+def test_a_file_runs_without_jaxseg(tmp_path):
+    model, variables = named("unet_small")
+    (tmp_path / "model.stablehlo").write_bytes(export_stablehlo(model, variables, size=(32, 48)).serialize())
+    images = image(2, 32, 48)
+    np.save(tmp_path / "in.npy", images)
+    files = [str(tmp_path / f) for f in ("model.stablehlo", "in.npy", "out.npy")]
+    subprocess.run([sys.executable, "-c", ALONE, *files], check=True, cwd=tmp_path)
+    close(np.load(tmp_path / "out.npy"), jax.jit(forward(model, variables))(images))
+
+
+def test_a_size_that_a_model_fixes_is_asked_for():
+    model, variables = named("unet_valid", (188, 188))
+    with pytest.raises(ValueError, match=r"UNetValid does not trace with an open size .*give the size"):
+        export_stablehlo(model, variables)
+    assert export_stablehlo(model, variables, size=(188, 204)).in_avals[0].shape[1:] == (188, 204, 3)
+
+
+def test_an_unknown_platform_is_named():
+    model, variables = named("unet_small")
+    with pytest.raises(ValueError, match="no platform gpu; there are cpu, cuda, tpu"):
+        export_stablehlo(model, variables, platforms=("cpu", "gpu"))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", MODELS)
+def test_onnx_gives_the_models_outputs(name, tmp_path):
+    model, variables = named(name)
+    path = pathlib.Path(tmp_path) / "model.onnx"
+    path.write_bytes(export_onnx(model, variables, size=(64, 96), batch=2))
+    images = image(2, 64, 96)
+    close(run_artifact(path, images), jax.jit(forward(model, variables))(images))
