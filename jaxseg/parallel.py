@@ -3,6 +3,9 @@
 Both take the same pure `update(state, batch, key)`. A `Placement` is what `fit` needs of either.
 """
 
+import functools
+import importlib.util
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +16,7 @@ from jaxtyping import PyTree
 
 from jaxseg.ops.batch import BATCH_AXIS
 
-__all__ = ["Placement", "make_mesh", "over_mesh", "over_pmap"]
+__all__ = ["Placement", "make_mesh", "over_mesh", "over_pmap", "topology_devices"]
 
 FSDP_MINIMUM = 2**14  # elements; smaller arrays cost more to gather than to hold
 
@@ -25,6 +28,7 @@ class Placement(NamedTuple):
     batch_devices: int  # the global batch divides by this
     put_batch: Callable[[Mapping[str, np.ndarray]], PyTree]  # this process's slice of the batch -> device arrays
     put_state: Callable[[PyTree], PyTree]  # a state on the host or one device -> placed; never aliases its input
+    shape_batch: Callable[[PyTree], PyTree]  # shapes of the global batch -> shapes with shardings, to compile ahead
     shape_saved: Callable[[PyTree], PyTree]  # shapes -> shapes with shardings, the template of a restore
     to_saved: Callable[[PyTree], PyTree]  # a placed state -> global arrays, which a checkpoint is made of
     from_saved: Callable[[PyTree], PyTree]  # what was restored to the template -> a placed state
@@ -51,6 +55,23 @@ def make_mesh(data: int = -1, fsdp: int = 1, spatial: int = 1, devices: Sequence
     )
 
 
+def topology_devices(name: str) -> Sequence[Any]:
+    """The devices of a TPU topology such as `v5e:2x4`, to compile for without having them.
+
+    Raises ImportError that names the extra where libtpu is not installed, ValueError for a topology that it
+    does not know.
+    """
+    from jax.experimental import topologies
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # ask no cloud machine what it is
+    if importlib.util.find_spec("libtpu") is None:
+        raise ImportError("compiling for a TPU needs its compiler: pip install 'jaxseg[tpu]'")
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except Exception as error:  # the runtime's own type is not public
+        raise ValueError(f"no TPU topology {name!r} ({error}); name one such as v5e:2x4 or v5p:2x2x1") from error
+
+
 def _fsdp_spec(shape: tuple[int, ...], size: int) -> PartitionSpec:
     """Shards the largest axis that divides; small arrays are replicated."""
     if size == 1 or int(np.prod(shape)) < FSDP_MINIMUM:
@@ -74,14 +95,17 @@ def over_mesh(mesh: Mesh) -> Placement:
         # by callback, so that each process gives its own devices their part
         return jax.make_array_from_callback(host.shape, state_sharding(host), lambda index: host[index])
 
+    def batch_sharding(x: Any) -> NamedSharding:
+        spatial = "spatial" if sizes["spatial"] > 1 and x.ndim >= 3 else None
+        return NamedSharding(
+            mesh, PartitionSpec(("data", "fsdp"), spatial) if spatial else PartitionSpec(("data", "fsdp"))
+        )
+
     def put_batch(batch: Mapping[str, np.ndarray]) -> PyTree:
-        spatial = "spatial" if sizes["spatial"] > 1 else None
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding(x), x), dict(batch))
 
-        def put(x: np.ndarray) -> jax.Array:
-            spec = PartitionSpec(("data", "fsdp"), spatial) if x.ndim >= 3 else PartitionSpec(("data", "fsdp"))
-            return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), x)
-
-        return jax.tree.map(put, dict(batch))
+    def shaped(sharding: Callable[[Any], NamedSharding], shapes: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(x)), shapes)
 
     def compile_update(update: Callable) -> Callable:
         def step_update(state: PyTree, batch: PyTree, key: jax.Array, step: Any) -> tuple[PyTree, PyTree]:
@@ -101,9 +125,8 @@ def over_mesh(mesh: Mesh) -> Placement:
         batch_devices=sizes["data"] * sizes["fsdp"],
         put_batch=put_batch,
         put_state=lambda state: jax.tree.map(put_leaf, state),
-        shape_saved=lambda shapes: jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=state_sharding(x)), shapes
-        ),
+        shape_batch=functools.partial(shaped, batch_sharding),
+        shape_saved=functools.partial(shaped, state_sharding),
         to_saved=lambda state: state,
         from_saved=lambda state: state,
         compile_update=compile_update,
@@ -153,6 +176,9 @@ def over_pmap(devices: Sequence[Any] | None = None) -> Placement:
         batch_devices=len(every),
         put_batch=put_batch,
         put_state=put_state,
+        shape_batch=lambda shapes: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((len(local), x.shape[0] // len(every), *x.shape[1:]), x.dtype), shapes
+        ),
         shape_saved=lambda shapes: jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes
         ),

@@ -26,6 +26,7 @@ MAY = {
     "fit": {"checkpoint", "data", "parallel", "runlog", "train"},
     "predict": {"ops", "data"},
     "export": set(),
+    "aot": {"losses", "parallel", "train"},
     "runs": {"checkpoint", "models"},
     "report": {"data", "predict", "runlog", "runs", "visualize"},
     "cli": {"*"},

@@ -29,7 +29,7 @@ from jaxseg.runs import model_config, model_from_config
 from jaxseg.train import adamw_cosine, sgd_poly, supervised
 from jaxseg.weights.vgg import load_encoder
 
-__all__ = ["Train", "placement_of", "train_command"]
+__all__ = ["Train", "mesh_axes", "placement_of", "train_command"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +94,18 @@ def placement_of(kind: str, shard: str) -> parallel.Placement:
         if shard:
             raise ValueError("--shard belongs to --parallel jit; pmap is data-parallel over all devices")
         return parallel.over_pmap()
+    return parallel.over_mesh(parallel.make_mesh(**mesh_axes(shard)))
+
+
+def mesh_axes(shard: str) -> dict[str, Any]:
+    """Axes and sizes of `data=4,fsdp=2`."""
     axes: dict[str, Any] = {}
     for part in filter(None, shard.split(",")):
         name, _, size = part.partition("=")
         if name not in ("data", "fsdp", "spatial") or not size.isdecimal():
             raise ValueError(f"--shard is made of data=N, fsdp=N and spatial=N, got {part!r}; e.g. data=4,fsdp=2")
         axes[name] = int(size)
-    return parallel.over_mesh(parallel.make_mesh(**axes))
+    return axes
 
 
 def initialize_distributed(words: str) -> None:

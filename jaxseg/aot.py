@@ -1,0 +1,182 @@
+"""What a compiled program will cost on a chip that need not be here: memory, FLOPs, collectives, the roofline.
+
+`jaxseg.parallel.topology_mesh` gives the devices of a named TPU topology to compile for.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from jaxseg.losses import cross_entropy
+from jaxseg.parallel import Placement
+from jaxseg.train import supervised
+
+__all__ = ["CHIPS", "Chip", "Cost", "compile_apply", "compile_train", "matmul_flops", "program_cost"]
+
+
+class Chip(NamedTuple):
+    """One chip as its maker states it."""
+
+    memory: float  # bytes of HBM
+    flops: float  # a second, bfloat16
+    bandwidth: float  # bytes a second, HBM
+
+
+# cloud.google.com/tpu/docs, system architecture: v4, v5e, v5p, v6e
+CHIPS = {
+    "v4": Chip(32e9, 275e12, 1228e9),
+    "v5e": Chip(16e9, 197e12, 819e9),
+    "v5p": Chip(95e9, 459e12, 2765e9),
+    "v6e": Chip(32e9, 918e12, 1640e9),
+}
+
+
+class Cost(NamedTuple):
+    """A program's cost on each device."""
+
+    arguments: int  # bytes; donated ones are outputs too
+    temporaries: int
+    peak: int  # arguments, outputs that alias none of them, temporaries and the code
+    flops: float
+    bytes: float  # read and written, as XLA estimates it
+    matmul_share: float  # of the FLOPs before partitioning, in convolutions and matrix products
+    collectives: dict[str, tuple[int, int]]  # kind -> number, bytes
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs a byte."""
+        return self.flops / max(self.bytes, 1.0)
+
+    def roofline(self, chip: Chip) -> float:
+        """Seconds that no schedule can beat: the larger of arithmetic and memory traffic."""
+        return max(self.flops / chip.flops, self.bytes / chip.bandwidth)
+
+
+_KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
+# an asynchronous collective is counted where it is done: there its type is the result's alone
+_COLLECTIVE = re.compile(rf" = (.*?) ({_KINDS})(-done)?\(")
+_ARRAY = re.compile(r"(pred|[sufb]f?[0-9]+[a-z0-9]*)\[([0-9,]*)\]")
+
+
+def _bytes_of(type_text: str) -> int:
+    total = 0
+    for dtype, dims in _ARRAY.findall(type_text):
+        bits = 8 if dtype == "pred" else int(re.findall("[0-9]+", dtype)[0])
+        total += math.prod(map(int, filter(None, dims.split(",")))) * bits // 8
+    return total
+
+
+def _collectives(hlo: str) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for line in hlo.splitlines():
+        match = _COLLECTIVE.search(line)
+        if match:
+            count, size = found.get(match[2], (0, 0))
+            found[match[2]] = count + 1, size + _bytes_of(match[1])
+    return found
+
+
+def _taps(n_in: int, n_out: int, kernel: int, stride: int, low: int, lhs: int, rhs: int) -> int:
+    """Pairs of an output and a kernel tap that meet a sample, and neither padding nor a dilation's zero."""
+    span = (n_in - 1) * lhs
+    places = (i * stride + k * rhs - low for i in range(n_out) for k in range(kernel))
+    return sum(0 <= at <= span and at % lhs == 0 for at in places)
+
+
+def _conv_flops(eqn: Any) -> float:
+    p, (x, kernel), out = eqn.params, (v.aval for v in eqn.invars), eqn.outvars[0].aval
+    spec = p["dimension_numbers"]
+    taps = 1
+    for axis in range(len(p["window_strides"])):
+        taps *= _taps(
+            x.shape[spec.lhs_spec[2 + axis]],
+            out.shape[spec.out_spec[2 + axis]],
+            kernel.shape[spec.rhs_spec[2 + axis]],
+            p["window_strides"][axis],
+            p["padding"][axis][0],
+            p["lhs_dilation"][axis],
+            p["rhs_dilation"][axis],
+        )
+    channels = kernel.shape[spec.rhs_spec[1]]  # each output channel sees those of its group
+    return 2.0 * out.shape[spec.out_spec[0]] * out.shape[spec.out_spec[1]] * channels * taps / p["batch_group_count"]
+
+
+def _dot_flops(eqn: Any) -> float:
+    contracted = eqn.params["dimension_numbers"][0][0]
+    return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[a] for a in contracted)
+
+
+def matmul_flops(jaxpr: Any) -> float:
+    """FLOPs of a jaxpr's convolutions and matrix products, scans times their length, zeros of padding left out."""
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        match eqn.primitive.name:
+            case "conv_general_dilated":
+                total += _conv_flops(eqn)
+            case "dot_general":
+                total += _dot_flops(eqn)
+            case "cond":  # platform_dependent and the like: one branch runs, and all cost alike
+                total += max(matmul_flops(branch.jaxpr) for branch in eqn.params["branches"])
+            case name:
+                inner = [getattr(p, "jaxpr", p) for p in eqn.params.values() if hasattr(getattr(p, "jaxpr", p), "eqns")]
+                total += (eqn.params["length"] if name == "scan" else 1) * sum(map(matmul_flops, inner))
+    return total
+
+
+def program_cost(traced: Any, lowered: Any, compiled: Any, devices: int) -> Cost:
+    """The cost of `jax.jit(f).trace(...)`, lowered and compiled for `devices`."""
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    outputs = max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    whole = (lowered.cost_analysis() or {}).get("flops", math.nan)
+    return Cost(
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        peak=held + outputs,
+        flops=whole / devices,  # the compiled program counts padding to its tiles
+        bytes=cost.get("bytes accessed", math.nan),
+        matmul_share=min(matmul_flops(traced.jaxpr.jaxpr) / whole, 1.0) if whole else math.nan,
+        collectives=_collectives(compiled.as_text()),
+    )
+
+
+def _compile(program: Callable, arguments: tuple[PyTree, ...], devices: int, platform: str) -> Cost:
+    traced = program.trace(*arguments)  # type: ignore[attr-defined]
+    lowered = traced.lower(lowering_platforms=(platform,))
+    return program_cost(traced, lowered, lowered.compile(), devices)
+
+
+def compile_train(
+    model: nn.Module, placement: Placement, size: tuple[int, int], batch: int, *, devices: int, platform: str = "tpu"
+) -> Cost:
+    """Cost of one training step of a semantic model: cross-entropy, AdamW, uint8 images `[batch, *size, 3]`."""
+    fns = supervised(model, loss=cross_entropy, optimizer=optax.adamw(1e-3))
+    shapes = {
+        "image": jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((batch, *size), jnp.int32),
+    }
+    key = jax.random.key(0)
+    state = placement.shape_saved(jax.eval_shape(fns.init, key, shapes))
+    update = placement.compile_update(fns.update)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    keys = jax.ShapeDtypeStruct(key.shape, key.dtype)
+    return _compile(update, (state, placement.shape_batch(shapes), keys, step), devices, platform)
+
+
+def compile_apply(
+    model: nn.Module, placement: Placement, size: tuple[int, int], batch: int, *, devices: int, platform: str = "tpu"
+) -> Cost:
+    """Cost of one forward pass of float32 images `[batch, *size, 3]`."""
+    images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
+    one = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), one)
+    arguments = placement.shape_saved(variables), placement.shape_batch({"image": images})["image"]
+    return _compile(jax.jit(functools.partial(model.apply, train=False)), arguments, devices, platform)
