@@ -1,5 +1,6 @@
 """A file of weights, of any format that is safe to read, to a flat dict of arrays."""
 
+import math
 import pathlib
 import zipfile
 
@@ -8,6 +9,9 @@ import numpy as np
 from jaxseg.weights.pth import read_pth
 
 __all__ = ["read_weights"]
+
+
+DEFLATE_RATIO = 1032  # no stream of deflate expands further
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -20,13 +24,29 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is no whole .safetensors file: {error}") from error
 
 
+def _check_npz_sizes(path: pathlib.Path) -> None:
+    """Raises ValueError where an array claims more than its entry can hold: NumPy allocates before it reads."""
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            with archive.open(info) as entry:
+                version = np.lib.format.read_magic(entry)
+                read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                if version not in read_header:
+                    raise ValueError(f"{info.filename} has the unknown version {version}")
+                shape, _, dtype = read_header[version](entry)
+            claimed = math.prod(shape) * dtype.itemsize
+            if claimed > info.file_size or info.file_size > DEFLATE_RATIO * info.compress_size + 1024:
+                raise ValueError(f"{info.filename} claims {claimed} bytes in an entry of {info.compress_size}")
+
+
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
+        _check_npz_sizes(path)
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever a damaged header, archive or stream comes to
         raise ValueError(f"{path} is no whole .npz file: {error}") from error
 
 

@@ -227,6 +227,10 @@ def _read_zip(path: pathlib.Path) -> Any:
             raise UnsafePickle("it is a TorchScript program")
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
             raise ValueError("the archive is compressed, which torch.save never does")
+        held = path.stat().st_size
+        for info in archive.infolist():  # zipfile allocates what an entry claims before it reads
+            if max(info.file_size, info.compress_size) > held:
+                raise ValueError(f"{info.filename} claims {info.file_size} bytes in a file of {held}")
         order = archive.read(f"{folder}byteorder").decode() if f"{folder}byteorder" in names else "little"
         data = archive.read(pickles[0])
         _scan(io.BytesIO(data), len(data))
