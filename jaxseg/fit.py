@@ -6,6 +6,7 @@ import itertools
 import os
 import pathlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -96,11 +97,13 @@ class NonFiniteLoss(RuntimeError):
 def _stop_requests() -> Iterator[Callable[[], bool]]:
     """Gives a function that says whether SIGTERM or Ctrl-C has come; a second Ctrl-C ends the process at once.
 
-    A thread reads the wake-up descriptor, so the second Ctrl-C acts even while the main thread compiles.
+    A thread reads the wake-up descriptor, so the second Ctrl-C acts even while the main thread compiles. With
+    several processes SIGTERM is left to jax.distributed, which tells them all of a notice to one.
     """
     if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
         yield lambda: False
         return
+    several = jax.process_count() > 1
     stop = threading.Event()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -113,9 +116,12 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
             if number == signal.SIGINT and stop.is_set():
                 os._exit(130)
             stop.set()
+            if several:
+                os.kill(os.getpid(), signal.SIGTERM)
             print("stopping after this step, saving; Ctrl-C again stops at once", flush=True)
 
-    before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGTERM, signal.SIGINT)}
+    taken = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)
+    before = {s: signal.signal(s, lambda *_: None) for s in taken}
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -128,6 +134,22 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
         os.close(writer)
         thread.join()
         os.close(reader)
+
+
+@contextlib.contextmanager
+def _lost_process_is_said() -> Iterator[None]:
+    """Says at once why a collective failed: leaving may wait for the lost process until it is given up."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() > 1:
+            print(
+                f"process {jax.process_index()}: another process is lost ({str(error).splitlines()[0]}); start all of "
+                "them again, and the run goes on from its last checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
+        raise
 
 
 def evaluate_batches(
@@ -194,6 +216,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         stop_requested = stack.enter_context(_stop_requests())
         manager = stack.enter_context(checkpoint.open_checkpoints(run.out / "checkpoints", keep=run.keep))
+        stack.enter_context(_lost_process_is_said())  # last in, so before the checkpoints are closed
         batches = iter(train.batches(0))
         first = next(batches)
         shapes = jax.eval_shape(fns.init, init_key, first)

@@ -1,11 +1,16 @@
-"""Two processes of four devices, over loopback: the numbers of one device."""
+"""Two processes, over loopback: the numbers of one device, a notice to one, the loss of one."""
 
+import shutil
+import signal
 import socket
+import time
 
 import numpy as np
 import pytest
-from test_fit import start, steps_logged, uninterrupted  # noqa: F401
+import tiny_run
+from test_fit import one_device, start, steps_logged, uninterrupted, wait_for  # noqa: F401
 
+from jaxseg import parallel
 from jaxseg.runlog import read_records
 
 
@@ -36,3 +41,44 @@ def test_two_processes_train_as_one_device(options, uninterrupted, tmp_path):  #
     np.testing.assert_allclose(got, want, atol=1e-5)
     finals = {line for output in outputs for line in output.splitlines() if line.startswith("final")}
     assert len(finals) == 1, "each process has the scores of all"
+
+
+def losses(out):
+    return [r["loss"] for r in read_records(out / "metrics.jsonl") if "loss" in r]
+
+
+def two_in_mid_run(out):
+    """Two processes of two devices that have logged three of twelve steps."""
+    address = f"127.0.0.1:{free_port()}"
+    options = ("--devices", 2, "--pace", 0.2, "--checkpoint-every", 100)
+    running = [start(out, *options, "--distributed", f"{address},2,{i}") for i in range(2)]
+    log = out / "metrics.jsonl"
+    assert wait_for(lambda: log.exists() and len(losses(out)) >= 3, running[0])
+    return running
+
+
+@pytest.mark.slow
+def test_a_notice_to_one_process_saves_on_all_and_other_topologies_go_on(uninterrupted, tmp_path):  # noqa: F811
+    running = two_in_mid_run(tmp_path / "two")
+    running[1].send_signal(signal.SIGTERM)
+    outputs = [p.communicate(timeout=60)[0] for p in running]
+    assert [p.returncode for p in running] == [0, 0], "\n".join(outputs)
+    assert "saved; the same command goes on from there" in outputs[0]
+    (saved,) = (int(p.name) for p in (tmp_path / "two" / "checkpoints").iterdir() if p.name.isdigit())
+    assert saved == len(losses(tmp_path / "two")) < 12
+    for name, placement in (("8", parallel.over_mesh(parallel.make_mesh(data=8))), ("1", one_device())):
+        out = shutil.copytree(tmp_path / "two", tmp_path / name)
+        tiny_run.run(out, placement=placement)
+        np.testing.assert_allclose(losses(out), losses(uninterrupted), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_loss_of_one_process_ends_the_other_with_a_message(victim, tmp_path):
+    running = two_in_mid_run(tmp_path / "run")
+    running[victim].kill()
+    killed = time.monotonic()
+    output = running[1 - victim].communicate(timeout=60)[0]
+    assert time.monotonic() - killed < 60
+    assert running[1 - victim].returncode != 0
+    assert "another process is lost" in output or "another task died" in output, output

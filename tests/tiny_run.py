@@ -76,6 +76,7 @@ def main():
     parser.add_argument("--shard", default="")
     parser.add_argument("--distributed")
     parser.add_argument("--pace", type=float, default=0.0)
+    parser.add_argument("--checkpoint-every", type=int, default=2)
     parser.add_argument("--cache", required=True)
     asked = parser.parse_args()
 
@@ -90,7 +91,8 @@ def main():
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         initialize_distributed(asked.distributed)
     placement = placement_of(asked.parallel, asked.shard)
-    result = run(asked.out, steps=asked.steps, placement=placement, pace=asked.pace)
+    every = asked.checkpoint_every
+    result = run(asked.out, steps=asked.steps, checkpoint_every=every, placement=placement, pace=asked.pace)
     if result.scores:
         print("final", result.step, result.scores["miou"], result.scores["loss"], flush=True)
 

@@ -109,16 +109,17 @@ def mesh_axes(shard: str) -> dict[str, Any]:
 
 
 def initialize_distributed(words: str) -> None:
-    """Joins the other processes before any device is used."""
+    """Joins the other processes before any device is used; one that is lost brings the others down in half a minute."""
+    lost: Any = {"heartbeat_timeout_seconds": 30}
     if words == "auto":
-        jax.distributed.initialize()
+        jax.distributed.initialize(**lost)
         return
     parts = words.split(",")
     if len(parts) != 3 or not all(p.isdecimal() for p in parts[1:]):
         raise ValueError(
             f"--distributed is auto or ADDRESS:PORT,PROCESSES,THIS, such as 10.0.0.1:1234,2,0; got {words}"
         )
-    jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))
+    jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]), **lost)
 
 
 def _loss(config: Train, weights: np.ndarray | None) -> Callable:
