@@ -16,6 +16,7 @@ def main(arguments: list[str] | None = None) -> None:
     import tyro
 
     from jaxseg.cli.cluster import cluster_command
+    from jaxseg.cli.convert import convert_command
     from jaxseg.cli.inspect import check_data_command, models_command
     from jaxseg.cli.train import train_command
     from jaxseg.cli.use import evaluate_command, predict_command
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         "evaluate": evaluate_command,
         "predict": predict_command,
         "cluster": cluster_command,
+        "convert": convert_command,
         "models": models_command,
         "check-data": check_data_command,
     }
