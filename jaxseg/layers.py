@@ -15,9 +15,15 @@ from jaxseg.ops.batch import batch_mean, batch_sum, example_index
 from jaxseg.ops.conv import conv_transpose
 from jaxseg.ops.depthwise import depthwise_conv
 
-__all__ = ["BatchNorm", "ConvNormAct", "ConvTranspose", "Dropout", "FCNHead"]
+__all__ = ["BatchNorm", "ConvNormAct", "ConvTranspose", "Dropout", "FCNHead", "divisible_by_8"]
 
 he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's kaiming_normal_
+
+
+def divisible_by_8(channels: int | float) -> int:
+    """The nearest multiple of 8, at least 8 and nine tenths of `channels`: MobileNets' rounding."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 class BatchNorm(nn.Module):

@@ -1,1 +1,57 @@
-"""Backbones: images to a dict of features, by name and by stride."""
+"""Backbones: images to a dict of features, by name and by stride.
+
+Each takes `output_stride` (32, 16 or 8), `dtype` and `remat`, and gives `stride2` ... `stride32`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+
+from jaxseg.backbones.googlenet import googlenet
+from jaxseg.backbones.mobilenet_v2 import mobilenet_v2
+from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
+from jaxseg.backbones.resnet import (
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnet152,
+    resnext50_32x4d,
+    wide_resnet50_2,
+)
+from jaxseg.backbones.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
+
+__all__ = ["BACKBONES", "backbone_fields"]
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {  # by torchvision's names
+    "googlenet": googlenet,
+    "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v3_large": mobilenet_v3_large,
+    "mobilenet_v3_small": mobilenet_v3_small,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "resnet152": resnet152,
+    "resnext50_32x4d": resnext50_32x4d,
+    "vgg11": vgg11,
+    "vgg11_bn": vgg11_bn,
+    "vgg13": vgg13,
+    "vgg13_bn": vgg13_bn,
+    "vgg16": vgg16,
+    "vgg16_bn": vgg16_bn,
+    "vgg19": vgg19,
+    "vgg19_bn": vgg19_bn,
+    "wide_resnet50_2": wide_resnet50_2,
+}
+
+
+def backbone_fields(backbone: Callable[..., nn.Module], **fields: object) -> dict[str, object]:
+    """Those of `fields` that the backbone has: a dilation of ResNets' is no matter of others."""
+    constructor = backbone
+    while isinstance(constructor, functools.partial):
+        constructor = constructor.func
+    assert isinstance(constructor, type)
+    return {k: v for k, v in fields.items() if k in {f.name for f in dataclasses.fields(constructor)}}

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.layers import BatchNorm, ConvNormAct
+from jaxseg.layers import BatchNorm, ConvNormAct, divisible_by_8
 
 __all__ = ["Bneck", "MobileNetV3", "mobilenet_v3_large", "mobilenet_v3_small"]
 
@@ -60,12 +60,6 @@ SMALL = (  # Howard et al. 2019, Table 2
 )
 
 
-def _divisible(channels: int | float) -> int:
-    """The nearest multiple of 8, at least 8 and nine tenths of `channels`."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
-
-
 class SqueezeExcitation(nn.Module):
     """Channels weighed by what their means say (Hu et al. 2018), with a hard sigmoid."""
 
@@ -109,7 +103,7 @@ class InvertedResidual(nn.Module):
             name=next(names),
         )(y, train=train)
         if row.squeeze:
-            y = SqueezeExcitation(_divisible(row.expanded // 4), self.dtype, name=next(names))(y)
+            y = SqueezeExcitation(divisible_by_8(row.expanded // 4), self.dtype, name=next(names))(y)
         y = conv(row.features, 1, activation=None, name=next(names))(y, train=train)
         return x + y if row.stride == 1 and x.shape == y.shape else y  # none where a stride was given up
 
@@ -134,15 +128,15 @@ class MobileNetV3(nn.Module):
         if self.output_stride not in (8, 16, 32):
             raise ValueError(f"MobileNetV3's output_stride is 8, 16 or 32, got {self.output_stride}")
         conv = functools.partial(ConvNormAct, activation=HS, norm=self.norm, dtype=self.dtype)
-        x = conv(_divisible(16 * self.width), 3, 2, name="features_0")(images.astype(self.dtype), train=train)
+        x = conv(divisible_by_8(16 * self.width), 3, 2, name="features_0")(images.astype(self.dtype), train=train)
         out, nominal, dilation = {"features_0": x, "stride2": x}, 2, 1
         for i, row in enumerate(self.rows, 1):
             nominal *= row.stride
             if row.stride == 2 and nominal > self.output_stride:
                 dilation *= 2
             row = row._replace(
-                expanded=_divisible(row.expanded * self.width),
-                features=_divisible(row.features * self.width),
+                expanded=divisible_by_8(row.expanded * self.width),
+                features=divisible_by_8(row.features * self.width),
             )
             block = functools.partial(InvertedResidual, row, dilation, self.norm, self.dtype, name=f"features_{i}")
 

@@ -110,7 +110,8 @@ class ResNet(nn.Module):
     and dilate instead (Chen et al. 2017); their first block keeps the dilation before it, as torchvision's
     do, or with `dilate_first` has its stage's, as in semseg and SMP. `multi_grid` multiplies the dilations
     of the last stage's blocks. `deep_stem` is three 3x3 convolutions, of `stem_features`, as many, and twice
-    as many channels (semseg), in place of one 7x7. Any height and width will do.
+    as many channels (semseg), in place of one 7x7. What lies deeper than the stage of stride `deepest` has its
+    parameters and is not computed. Any height and width will do.
     """
 
     depths: tuple[int, ...]
@@ -121,6 +122,7 @@ class ResNet(nn.Module):
     output_stride: int = 32
     dilate_first: bool = False
     multi_grid: tuple[int, ...] = (1,)
+    deepest: int = 32
     groups: int = 1
     base_width: int = 64
     norm: Callable[..., nn.Module] = BatchNorm
@@ -136,6 +138,8 @@ class ResNet(nn.Module):
         x = max_pool(x, 3, 2, 1)
         dilation = 1
         for stage in range(1, 5):
+            if 2 ** (stage + 1) > self.deepest and not self.is_initializing():
+                break
             before, stride = dilation, 1 if stage == 1 else 2
             if stage > 1 and 2 ** (stage + 1) > self.output_stride:
                 stride, dilation = 1, 2 * dilation

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.layers import BatchNorm, Dropout
-from jaxseg.ops.pooling import adaptive_average_pool, max_pool, max_pool_with_indices
+from jaxseg.ops.pooling import adaptive_average_pool, dense_max_pool, max_pool, max_pool_with_indices
 
 __all__ = [
     "VGG",
@@ -36,8 +36,11 @@ class VGG(nn.Module):
     also `indices1` ... `indices5`, the places of the poolings' maxima.
 
     `ceil_mode` pools odd sizes as Caffe. `first_padding` is conv1_1's, 100 in the released FCN. `norm`, if
-    any, stands between a convolution and its ReLU. Any height and width that leaves every pooling a row will
-    do: 32 and more, or 1 and more with `ceil_mode`.
+    any, stands between a convolution and its ReLU. At `output_stride` 16 or 8 the last poolings keep the
+    resolution and what follows dilates, so that each second or fourth pixel is what it would have been (the
+    hole algorithm, Chen et al. 2015). `pool_window` is 2, or 3 with a border of 1 as in DeepLab's VGG. What lies
+    deeper than stride `deepest` has its parameters and is not computed. Any height and width that leaves every
+    pooling a row will do: 32 and more, or 1 and more with `ceil_mode`.
     """
 
     depths: tuple[int, ...]
@@ -46,36 +49,50 @@ class VGG(nn.Module):
     ceil_mode: bool = False
     first_padding: int = 1
     with_indices: bool = False
+    output_stride: int = 32
+    pool_window: int = 2
+    deepest: int = 32
     dtype: Any = jnp.float32
     remat: bool = False
 
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> dict[str, Array]:
+        if self.output_stride not in (8, 16, 32):
+            raise ValueError(f"VGG's output_stride is 8, 16 or 32, got {self.output_stride}")
+        if self.with_indices and (self.output_stride, self.pool_window) != (32, 2):
+            raise ValueError("VGG has pooling indices where windows of 2 pool at every stage: output_stride 32")
         x = images.astype(self.dtype)
         out: dict[str, Array] = {}
+        dilation = 1
         for stage in range(1, len(self.depths) + 1):
-            run = functools.partial(_stage, stage=stage, train=train)
+            run = functools.partial(_stage, stage=stage, dilation=dilation, train=train)
             relus = (nn.remat(run) if self.remat else run)(self, x)
             out |= {f"relu{stage}_{i}": relu for i, relu in enumerate(relus, 1)}
             out[f"stride{2 ** (stage - 1)}"] = relus[-1]
+            if 2 ** (stage - 1) >= self.deepest and not self.is_initializing():
+                return out
             if self.with_indices:
                 x, out[f"indices{stage}"] = max_pool_with_indices(relus[-1], ceil_mode=self.ceil_mode)
+            elif 2**stage > self.output_stride:
+                x = dense_max_pool(relus[-1], self.pool_window, self.pool_window - 2, dilation=dilation)
+                dilation *= 2
             else:
-                x = max_pool(relus[-1], ceil_mode=self.ceil_mode)
+                x = max_pool(relus[-1], self.pool_window, 2, self.pool_window - 2, ceil_mode=self.ceil_mode)
             out[f"pool{stage}"] = x
         out[f"stride{2 ** len(self.depths)}"] = x
         return out
 
 
-def _stage(vgg: VGG, x: Array, *, stage: int, train: bool) -> list[Array]:
+def _stage(vgg: VGG, x: Array, *, stage: int, dilation: int, train: bool) -> list[Array]:
     """The rectified outputs of one stage's convolutions."""
     relus = []
     for i in range(1, vgg.depths[stage - 1] + 1):
-        pad = vgg.first_padding if (stage, i) == (1, 1) else 1
+        pad = vgg.first_padding if (stage, i) == (1, 1) else dilation
         x = nn.Conv(
             vgg.features[stage - 1],
             (3, 3),
             padding=[(pad, pad)] * 2,
+            kernel_dilation=dilation,
             kernel_init=he_init,
             dtype=vgg.dtype,
             name=f"conv{stage}_{i}",

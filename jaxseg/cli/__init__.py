@@ -17,6 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     from jaxseg.cli.cluster import cluster_command
     from jaxseg.cli.compile import compile_command
+    from jaxseg.cli.convert import convert_command
     from jaxseg.cli.inspect import check_data_command, models_command
     from jaxseg.cli.train import train_command
     from jaxseg.cli.use import evaluate_command, predict_command
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
         "predict": predict_command,
         "cluster": cluster_command,
         "compile": compile_command,
+        "convert": convert_command,
         "models": models_command,
         "check-data": check_data_command,
     }

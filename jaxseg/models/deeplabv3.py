@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.backbones import backbone_fields
+from jaxseg.backbones.mobilenet_v2 import mobilenet_v2
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from jaxseg.backbones.resnet import resnet50, resnet101
 from jaxseg.layers import BatchNorm, ConvNormAct, Dropout, FCNHead
@@ -15,7 +17,15 @@ from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.depthwise import depthwise_conv
 from jaxseg.ops.resize import resize_bilinear
 
-__all__ = ["ASPP", "DeepLabV3", "deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "deeplabv3_resnet101"]
+__all__ = [
+    "ASPP",
+    "DeepLabV3",
+    "SeparableConv",
+    "deeplabv3_mobilenet_v2",
+    "deeplabv3_mobilenet_v3_large",
+    "deeplabv3_resnet50",
+    "deeplabv3_resnet101",
+]
 
 
 class SeparableConv(nn.Module):
@@ -99,7 +109,7 @@ class DeepLabV3(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> SegmentationOutput:
         _, h, w, _ = images.shape
-        fields: dict[str, Any] = {"dilate_first": True} if self.dilate_first else {}  # of ResNet
+        fields: dict[str, Any] = backbone_fields(self.backbone, dilate_first=True) if self.dilate_first else {}
         backbone = self.backbone(
             output_stride=self.output_stride, dtype=self.dtype, remat=self.remat, name="backbone", **fields
         )
@@ -124,4 +134,8 @@ deeplabv3_resnet101 = functools.partial(DeepLabV3, backbone=resnet101)
 # torchvision's auxiliary head scores C2, the first block at stride 8
 deeplabv3_mobilenet_v3_large = functools.partial(
     DeepLabV3, backbone=mobilenet_v3_large, output_stride=16, aux="features_4"
+)
+# segmentation-models-pytorch's
+deeplabv3_mobilenet_v2 = functools.partial(
+    DeepLabV3, backbone=mobilenet_v2, aux=None, align_corners=True, dilate_first=True
 )

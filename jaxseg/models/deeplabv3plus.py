@@ -8,13 +8,21 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.backbones import backbone_fields
+from jaxseg.backbones.mobilenet_v2 import mobilenet_v2
 from jaxseg.backbones.resnet import resnet34, resnet50, resnet101
 from jaxseg.layers import BatchNorm, ConvNormAct
 from jaxseg.models.deeplabv3 import ASPP, SeparableConv
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.resize import resize_bilinear
 
-__all__ = ["DeepLabV3Plus", "deeplabv3plus_resnet34", "deeplabv3plus_resnet50", "deeplabv3plus_resnet101"]
+__all__ = [
+    "DeepLabV3Plus",
+    "deeplabv3plus_mobilenet_v2",
+    "deeplabv3plus_resnet34",
+    "deeplabv3plus_resnet50",
+    "deeplabv3plus_resnet101",
+]
 
 
 class DeepLabV3Plus(nn.Module):
@@ -40,8 +48,8 @@ class DeepLabV3Plus(nn.Module):
     def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> SegmentationOutput:
         _, h, w, _ = images.shape
         backbone = self.backbone(
+            **backbone_fields(self.backbone, dilate_first=True),
             output_stride=self.output_stride,
-            dilate_first=True,
             dtype=self.dtype,
             remat=self.remat,
             name="backbone",
@@ -61,3 +69,4 @@ class DeepLabV3Plus(nn.Module):
 deeplabv3plus_resnet34 = functools.partial(DeepLabV3Plus, backbone=resnet34)
 deeplabv3plus_resnet50 = functools.partial(DeepLabV3Plus, backbone=resnet50)
 deeplabv3plus_resnet101 = functools.partial(DeepLabV3Plus, backbone=resnet101)
+deeplabv3plus_mobilenet_v2 = functools.partial(DeepLabV3Plus, backbone=mobilenet_v2)

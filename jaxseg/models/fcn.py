@@ -15,7 +15,7 @@ from jaxseg.ops.conv import fully_connected_conv
 from jaxseg.ops.dims import Dim
 from jaxseg.ops.resize import bilinear_kernel, upsample_bilinear
 
-__all__ = ["FCN", "FCN1x1", "fcn8s_vgg16", "fcn8s_vgg16_at_once", "fcn16s_vgg16", "fcn32s_vgg16"]
+__all__ = ["FCN", "FCN1x1", "Upsample", "crop", "fcn8s_vgg16", "fcn8s_vgg16_at_once", "fcn16s_vgg16", "fcn32s_vgg16"]
 
 # "We zero-initialize the class scoring layer, as random initialization yielded neither better performance nor
 # faster convergence" (section 4.1)
@@ -54,7 +54,8 @@ class Upsample(nn.Module):
         )(x)
 
 
-def _crop(x: Array, offset: int, size: tuple[Dim, ...]) -> Array:
+def crop(x: Array, offset: int, size: tuple[Dim, ...]) -> Array:
+    """The part of that size from (offset, offset), as Caffe crops."""
     return x[:, offset : offset + size[0], offset : offset + size[1]]
 
 
@@ -110,14 +111,14 @@ class FCN(nn.Module):
         if self.stride <= 16:
             scores = upsample(2, name="upscore2")(scores)
             skip = _score(self, "score_pool4", features["pool4"] * self.pool_scales[0])
-            scores += _crop(skip, 5, scores.shape[1:3])
+            scores += crop(skip, 5, scores.shape[1:3])
         if self.stride == 8:
             scores = upsample(2, name="upscore_pool4")(scores)
             skip = _score(self, "score_pool3", features["pool3"] * self.pool_scales[1])
-            scores += _crop(skip, 9, scores.shape[1:3])
+            scores += crop(skip, 9, scores.shape[1:3])
         scores = upsample(self.stride, name=f"upscore{self.stride}")(scores)
         offset = {32: 19, 16: 27, 8: 31}[self.stride]
-        return SegmentationOutput(_crop(scores, offset, images.shape[1:3]).astype(jnp.float32))
+        return SegmentationOutput(crop(scores, offset, images.shape[1:3]).astype(jnp.float32))
 
 
 fcn32s_vgg16 = functools.partial(FCN, stride=32)
@@ -147,4 +148,4 @@ class FCN1x1(nn.Module):
         encoder = self.encoder(ceil_mode=True, dtype=self.dtype, remat=self.remat, name="encoder")
         scores = _head(self, encoder(images, train=train)["pool5"], 1, train=train)
         scores = Upsample(32, self.fixed_upsampling, self.dtype, name="upscore32")(scores)
-        return SegmentationOutput(_crop(scores, 16, images.shape[1:3]).astype(jnp.float32))
+        return SegmentationOutput(crop(scores, 16, images.shape[1:3]).astype(jnp.float32))

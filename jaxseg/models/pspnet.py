@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.backbones import backbone_fields
 from jaxseg.backbones.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
 from jaxseg.layers import BatchNorm, ConvNormAct, FCNHead
 from jaxseg.models.output import SegmentationOutput
@@ -49,11 +50,11 @@ class PyramidPooling(nn.Module):
 class PSPNet(nn.Module):
     """PSPNet (Zhao et al. 2017, Figure 3), hszhao/semseg's in every number.
 
-    The backbone has the deep stem and output stride 8, `pool` of 1, 2, 3 and 6 regions a side, and an auxiliary
-    head, unless `aux` is False, on the stage before the last, for a loss of weight 0.4 (section 3.3).
-    `pool=adaptive_max_pool` is the max-pooling of Table 1. Scores are resized with corners aligned. Any height
-    and width will do, also where the published code asks for 8 k + 1; in train mode the norm of the single
-    region needs two images or more.
+    The backbone has output stride 8 and, being a ResNet, the deep stem; the pyramid has `pool` of 1, 2, 3 and 6
+    regions a side; an auxiliary head, unless `aux` is False, scores the stage before the last for a loss of
+    weight 0.4 (section 3.3). `pool=adaptive_max_pool` is the max-pooling of Table 1. Scores are resized with
+    corners aligned. Any height and width will do, also where the published code asks for 8 k + 1; in train
+    mode the norm of the single region needs two images or more.
     """
 
     num_classes: int
@@ -71,10 +72,8 @@ class PSPNet(nn.Module):
     def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> SegmentationOutput:
         _, h, w, _ = images.shape
         backbone = self.backbone(
-            deep_stem=True,
+            **backbone_fields(self.backbone, deep_stem=True, dilate_first=True, norm=self.norm),
             output_stride=8,
-            dilate_first=True,
-            norm=self.norm,
             dtype=self.dtype,
             remat=self.remat,
             name="backbone",

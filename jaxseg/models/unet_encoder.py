@@ -8,49 +8,65 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.backbones.resnet import resnet34, resnet50
+from jaxseg.backbones.mobilenet_v2 import mobilenet_v2
+from jaxseg.backbones.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
+from jaxseg.backbones.vgg import vgg16_bn
 from jaxseg.layers import BatchNorm, ConvNormAct
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.resize import resize_nearest
 
-__all__ = ["EncoderUNet", "unet_resnet34", "unet_resnet50"]
+__all__ = [
+    "EncoderUNet",
+    "unet_mobilenet_v2",
+    "unet_resnet18",
+    "unet_resnet34",
+    "unet_resnet50",
+    "unet_resnet101",
+    "unet_resnet152",
+    "unet_vgg16_bn",
+]
 
-STRIDES = (16, 8, 4, 2, 1)
+SKIPS = ("stride16", "stride8", "stride4", "stride2", None)  # none at stride 1, though VGG would have one
 
 
 class EncoderUNet(nn.Module):
     """U-Net (Ronneberger et al. 2015) on any backbone, segmentation-models-pytorch's Unet in every number.
 
-    A decoder block doubles the resolution by repeating pixels, takes in the backbone's features of that
-    stride where there are any (at stride 1 a ResNet has none), and has two 3x3 convolutions of
-    `decoder_features` channels. Height and width must be divisible by 32, else ValueError.
+    A decoder block enlarges to the next features of the backbone by repeating pixels, takes these in, and has
+    two 3x3 convolutions of `decoder_features` channels; the last enlarges to the image. `center` has two more
+    convolutions before the decoder, as SMP's with VGG. Any height and width that the backbone takes will do.
     """
 
     num_classes: int
     encoder: Callable[..., nn.Module] = resnet34
     decoder_features: tuple[int, ...] = (256, 128, 64, 32, 16)
+    center: bool = False
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Any = jnp.float32
     remat: bool = False
 
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> SegmentationOutput:
-        size = images.shape[1:3]
-        if size[0] % 32 or size[1] % 32 or not all(size):
-            good = tuple(max(1, -(-s // 32)) * 32 for s in size)
-            raise ValueError(f"EncoderUNet needs h, w divisible by 32, got {size}; pad to {good}")
         found = self.encoder(dtype=self.dtype, remat=self.remat, name="encoder")(images, train=train)
         conv = functools.partial(ConvNormAct, norm=self.norm, dtype=self.dtype)
         x = found["stride32"]
-        for i, (features, stride) in enumerate(zip(self.decoder_features, STRIDES, strict=True)):
-            x = resize_nearest(x, (size[0] // stride, size[1] // stride))
-            if f"stride{stride}" in found:
-                x = jnp.concatenate([x, found[f"stride{stride}"]], -1)
+        for i in range(2 if self.center else 0):
+            x = conv(x.shape[-1], name=f"center_{i}")(x, train=train)
+        for i, (features, name) in enumerate(zip(self.decoder_features, SKIPS, strict=True)):
+            to = found[name] if name else images
+            x = resize_nearest(x, (to.shape[1], to.shape[2]))
+            if name:
+                x = jnp.concatenate([x, to], -1)
             for j in (1, 2):
                 x = conv(features, name=f"blocks_{i}_conv{j}")(x, train=train)
         logits = nn.Conv(self.num_classes, (3, 3), padding=[(1, 1)] * 2, dtype=self.dtype, name="logits")(x)
         return SegmentationOutput(logits.astype(jnp.float32))
 
 
+unet_resnet18 = functools.partial(EncoderUNet, encoder=resnet18)
 unet_resnet34 = functools.partial(EncoderUNet, encoder=resnet34)
 unet_resnet50 = functools.partial(EncoderUNet, encoder=resnet50)
+unet_resnet101 = functools.partial(EncoderUNet, encoder=resnet101)
+unet_resnet152 = functools.partial(EncoderUNet, encoder=resnet152)
+unet_vgg16_bn = functools.partial(EncoderUNet, encoder=vgg16_bn, center=True)
+unet_mobilenet_v2 = functools.partial(EncoderUNet, encoder=mobilenet_v2)

@@ -20,6 +20,7 @@ from jaxseg.ops.dims import Dim
 __all__ = [
     "adaptive_average_pool",
     "adaptive_max_pool",
+    "dense_max_pool",
     "max_pool",
     "max_pool_with_indices",
     "max_unpool",
@@ -27,8 +28,11 @@ __all__ = [
 ]
 
 
-def pooled_size(size: Dim, window: int, stride: int, padding: int = 0, *, ceil_mode: bool = False) -> Dim:
+def pooled_size(
+    size: Dim, window: int, stride: int, padding: int = 0, *, ceil_mode: bool = False, dilation: int = 1
+) -> Dim:
     """Length that a pooled axis of `size` has."""
+    window = (window - 1) * dilation + 1
     steps, rest = divmod(size + 2 * padding - window, stride)
     n = steps + 1 + (1 if ceil_mode and rest else 0)
     if ceil_mode and (n - 1) * stride >= size + padding:  # a window must start in the image
@@ -39,12 +43,12 @@ def pooled_size(size: Dim, window: int, stride: int, padding: int = 0, *, ceil_m
     return n
 
 
-def _fill_windows(x: Array, window: int, stride: int, padding: int, ceil_mode: bool) -> Array:
+def _fill_windows(x: Array, window: int, stride: int, padding: int, ceil_mode: bool, dilation: int = 1) -> Array:
     """Pads height and width with -inf, or drops their end, until windows fill them exactly."""
     pad = [(0, 0, 0)] * x.ndim
     for axis in (1, 2):
-        n = pooled_size(x.shape[axis], window, stride, padding, ceil_mode=ceil_mode)
-        pad[axis] = (padding, (n - 1) * stride + window - x.shape[axis] - padding, 0)
+        n = pooled_size(x.shape[axis], window, stride, padding, ceil_mode=ceil_mode, dilation=dilation)
+        pad[axis] = (padding, (n - 1) * stride + (window - 1) * dilation + 1 - x.shape[axis] - padding, 0)
     return jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), pad) if any(map(any, pad)) else x
 
 
@@ -65,13 +69,13 @@ def _tiles(x: Array, window: int, ceil_mode: bool) -> list[Array]:
     return [x[:, :, i, :, j] for i in range(window) for j in range(window)]
 
 
-def _max_of_views(x: Array, window: int, stride: int, padding: int, ceil_mode: bool) -> Array:
-    if window == stride and padding == 0:
+def _max_of_views(x: Array, window: int, stride: int, padding: int, ceil_mode: bool, dilation: int) -> Array:
+    if window == stride and padding == 0 and dilation == 1:
         return _best(_tiles(x, window, ceil_mode))
-    x = _fill_windows(x, window, stride, padding, ceil_mode)
+    x = _fill_windows(x, window, stride, padding, ceil_mode, dilation)
     for axis in (2, 1):  # columns before rows: the first of equal values in row-major order then wins
-        n = (x.shape[axis] - window) // stride + 1
-        stops = [(k, k + (n - 1) * stride + 1) for k in range(window)]
+        n = (x.shape[axis] - (window - 1) * dilation - 1) // stride + 1
+        stops = [(k, k + (n - 1) * stride + 1) for k in range(0, window * dilation, dilation)]
         x = _best(jax.lax.slice_in_dim(x, start, stop, stride, axis) for start, stop in stops)
     return x
 
@@ -82,17 +86,37 @@ def _reduce_window_max(x: Array, window: int, stride: int, padding: int, ceil_mo
 
 
 def max_pool(
-    x: Float[Array, "n h w c"], window: int = 2, stride: int = 2, padding: int = 0, *, ceil_mode: bool = False
+    x: Float[Array, "n h w c"],
+    window: int = 2,
+    stride: int = 2,
+    padding: int = 0,
+    *,
+    ceil_mode: bool = False,
+    dilation: int = 1,
 ) -> Float[Array, "n ph pw c"]:
-    """Largest value of each window.
+    """Largest value of each window, whose pixels lie `dilation` apart.
 
     On CPU as a maximum of shifted views, elsewhere as a window reduction, with the same values and gradients.
     """
+    if dilation > 1:  # whose gradient XLA's window reduction lacks
+        return _max_of_views(x, window, stride, padding, ceil_mode, dilation)
     return jax.lax.platform_dependent(
         x,
-        cpu=lambda x: _max_of_views(x, window, stride, padding, ceil_mode),
+        cpu=lambda x: _max_of_views(x, window, stride, padding, ceil_mode, 1),
         default=lambda x: _reduce_window_max(x, window, stride, padding, ceil_mode),
     )
+
+
+def dense_max_pool(
+    x: Float[Array, "n h w c"], window: int = 2, padding: int = 0, *, dilation: int = 1
+) -> Float[Array, "n h w c"]:
+    """A pooling taken at every pixel, of which each second one is what stride 2 and ceil_mode give.
+
+    The pooling of the hole algorithm (Chen et al. 2015, section 3.1), for pixels that lie `dilation` apart.
+    """
+    start, end = padding * dilation, (window - 1 - padding) * dilation
+    x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(0, 0, 0), (start, end, 0), (start, end, 0), (0, 0, 0)])
+    return max_pool(x, window, 1, dilation=dilation)
 
 
 def max_pool_with_indices(

@@ -1,5 +1,6 @@
 """Published checkpoints: files to named arrays, and named arrays to Flax variables."""
 
+from jaxseg.weights.convert import LoadedModel, convert, load_model, save_model
 from jaxseg.weights.files import read_weights
 from jaxseg.weights.pth import UnsafePickle, read_pth
 from jaxseg.weights.published import Loaded, from_published, load_published, load_weights, save_weights, to_published
@@ -7,15 +8,19 @@ from jaxseg.weights.vgg import WeightsMismatch, from_torchvision, load_encoder, 
 
 __all__ = [
     "Loaded",
+    "LoadedModel",
     "UnsafePickle",
     "WeightsMismatch",
+    "convert",
     "from_published",
     "from_torchvision",
     "load_encoder",
+    "load_model",
     "load_published",
     "load_weights",
     "read_pth",
     "read_weights",
+    "save_model",
     "save_weights",
     "to_published",
     "to_torchvision",

@@ -63,13 +63,14 @@ def _read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
 READERS = {
     ".pth": _read_state_dict,
     ".pt": _read_state_dict,
+    ".bin": _read_state_dict,
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,
 }
 
 
 def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Arrays by name, from a `.pth` or `.pt` (read without PyTorch), `.safetensors` or `.npz` file.
+    """Arrays by name, from a `.pth`, `.pt` or `.bin` (read without PyTorch), `.safetensors` or `.npz` file.
 
     Raises ValueError for another suffix, or a file that is not whole; `UnsafePickle` as `read_pth`.
     """

@@ -15,14 +15,16 @@ from flax import traverse_util
 
 from jaxseg.backbones.vgg import VGG, VGGClassifier
 from jaxseg.weights.files import read_weights
+from jaxseg.weights.folder import demand_described, weights_file
 from jaxseg.weights.semseg import SEMSEG
 from jaxseg.weights.smp import SMP
-from jaxseg.weights.torchvision import TORCHVISION
-from jaxseg.weights.vgg import WeightsMismatch, from_torchvision, to_torchvision
+from jaxseg.weights.torchvision import TORCHVISION, Publisher
+from jaxseg.weights.vgg import WeightsMismatch, from_torchvision, to_torchvision, vgg_names
 
-__all__ = ["Loaded", "from_published", "load_published", "load_weights", "save_weights", "to_published"]
+__all__ = ["Loaded", "from_published", "load_published", "load_weights", "recognize", "save_weights", "to_published"]
 
 PUBLISHERS = (TORCHVISION, SEMSEG, SMP)
+JAXSEG = Publisher("jaxseg", {})  # paths and layouts of our own trees, such as params/conv1_1/kernel
 FIELDS = {
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",
@@ -30,7 +32,7 @@ FIELDS = {
     ("batch_stats", "mean"): "running_mean",
     ("batch_stats", "var"): "running_var",
 }
-CLASSIFIERS = ("fc.", "classifier.", "last_linear.")  # of ImageNet's classes, beside a backbone
+CLASSIFIERS = ("fc.", "classifier.", "aux1.", "aux2.", "last_linear.")  # of ImageNet's classes, beside a backbone
 
 Path = tuple[str, ...]
 
@@ -49,10 +51,16 @@ def _shapes(model: nn.Module) -> dict[Path, jax.ShapeDtypeStruct]:
     return dict(traverse_util.flatten_dict(dict(tree)))
 
 
-def _names(publisher: Any, model: nn.Module, paths: Iterable[Path]) -> dict[str, Path]:
+def _names(publisher: Publisher, model: nn.Module, paths: Iterable[Path]) -> dict[str, Path]:
     """The publisher's name, without prefix, of every variable."""
+    paths = list(paths)
+    if publisher is JAXSEG:
+        return {"/".join(path): path for path in paths}
     names = {}
-    for path in paths:
+    if ("params", "encoder", "conv1_1", "kernel") in paths:  # VGG's places in a Sequential go by its depths
+        batch_norm = ("params", "encoder", "bn1_1", "scale") in paths
+        names = {f"encoder.{name}": path for name, path in vgg_names(paths, batch_norm=batch_norm)}
+    for path in set(paths).difference(names.values()):
         module = "/".join(path[1:-1])
         for pattern, replacement in publisher.layouts[type(model)]:
             module = re.sub(pattern, replacement, module)
@@ -84,12 +92,16 @@ def _entries(publisher: Any, state: Mapping[str, np.ndarray]) -> dict[str, np.nd
     return entries
 
 
-def _to_flax(array: np.ndarray) -> np.ndarray:
+def _to_flax(publisher: Publisher, array: np.ndarray) -> np.ndarray:
+    if publisher is JAXSEG:
+        return array
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
-def _to_torch(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T)
+def _to_torch(publisher: Publisher, array: np.ndarray) -> np.ndarray:
+    if publisher is not JAXSEG:
+        array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+    return np.ascontiguousarray(array)
 
 
 def _has_fields(publisher: Any, model: nn.Module) -> bool:
@@ -98,7 +110,7 @@ def _has_fields(publisher: Any, model: nn.Module) -> bool:
 
 def _demand_fields(publisher: str, model: nn.Module) -> None:
     """Raises where the weights would fit and the outputs would not be the publisher's."""
-    wanted = {p.name: p.fields for p in PUBLISHERS}[publisher].get(type(model), {})
+    wanted = {p.name: p.fields for p in (*PUBLISHERS, JAXSEG)}[publisher].get(type(model), {})
     for field, value in wanted.items():
         if getattr(model, field) != value:
             raise WeightsMismatch(
@@ -115,6 +127,48 @@ def _head(model: nn.Module, shapes: Mapping[Path, Any]) -> set[Path]:
     return {path for path in shapes if shapes[path].shape != other[path].shape}
 
 
+class _Fit(NamedTuple):
+    """A file seen as one publisher's: our path of each name that it should have, and its own arrays by name."""
+
+    publisher: Publisher
+    names: dict[str, Path]
+    entries: dict[str, np.ndarray]
+
+
+def _fit(state: Mapping[str, np.ndarray], model: nn.Module, shapes: Mapping[Path, Any], where: str) -> _Fit:
+    """The publisher with whose names the file shares most."""
+    own = any(name.startswith("params/") for name in state)
+    candidates = [
+        _Fit(publisher, _names(publisher, model, shapes), _entries(publisher, state))
+        for publisher in ([JAXSEG] if own else _publishers(model))
+    ]
+    best = max(candidates, key=lambda fit: len(fit.names.keys() & fit.entries.keys()))
+    if not best.names.keys() & best.entries.keys():
+        raise WeightsMismatch(
+            f"{where} is none of {', '.join(fit.publisher.name for fit in candidates)}'s {type(model).__name__}: it "
+            f"has {', '.join(sorted(state)[:3])} ..., and {best.publisher.name}'s has "
+            f"{', '.join(sorted(best.names)[:3])} ..."
+        )
+    return best
+
+
+class Recognized(NamedTuple):
+    """What a state_dict says of its model: publisher, classes, and fields that its publisher's has."""
+
+    publisher: str
+    num_classes: int | None
+    fields: Mapping[str, Any]
+
+
+def recognize(state: Mapping[str, np.ndarray], model: nn.Module) -> Recognized:
+    """What a published state_dict of such a model, with any number of classes, says of it."""
+    shapes = _shapes(model)
+    publisher, names, entries = _fit(state, model, shapes, "the state_dict")
+    head = _head(model, shapes)
+    counts = [_to_flax(publisher, entries[n]).shape[-1] for n, p in names.items() if p in head and n in entries]
+    return Recognized(publisher.name, max(counts, default=None), publisher.fields.get(type(model), {}))
+
+
 def from_published(
     state: Mapping[str, np.ndarray],
     model: nn.Module,
@@ -127,19 +181,8 @@ def from_published(
         blank = traverse_util.unflatten_dict(_shapes(model))
         return Loaded(from_torchvision(state, blank), "torchvision", None)
     shapes = _shapes(model)
-
-    def fit(publisher: Any) -> tuple[int, dict[str, Path], dict[str, np.ndarray]]:
-        names, entries = _names(publisher, model, shapes), _entries(publisher, state)
-        return len(names.keys() & entries.keys()), names, entries
-
-    found = {publisher.name: fit(publisher) for publisher in _publishers(model)}
-    publisher = max(found, key=lambda name: found[name][0])
-    shared, names, entries = found[publisher]
-    if not shared:
-        raise WeightsMismatch(
-            f"{where} is none of {', '.join(found)}'s {type(model).__name__}: it has {', '.join(sorted(state)[:3])} "
-            f"..., and {publisher}'s has {', '.join(sorted(names)[:3])} ..."
-        )
+    fit = _fit(state, model, shapes, where)
+    publisher, names, entries = fit.publisher.name, fit.names, fit.entries
     _demand_fields(publisher, model)
     head = _head(model, shapes)
     if not head:
@@ -150,7 +193,7 @@ def from_published(
     misshapen, other_classes, count = [], [], 0
     for name in sorted(names.keys() & entries.keys()):
         place = names[name]
-        array, shape = _to_flax(np.asarray(entries[name])), shapes[place].shape
+        array, shape = _to_flax(fit.publisher, np.asarray(entries[name])), shapes[place].shape
         if array.shape == shape:
             flat[place] = jnp.asarray(array, shapes[place].dtype)
         elif place in head and array.shape[:-1] == shape[:-1]:
@@ -180,6 +223,10 @@ def from_published(
 
 def load_published(path: str | pathlib.Path, model: nn.Module, variables: Mapping[str, Any] | None = None) -> Loaded:
     """What `load_weights` gives, with its publisher and a line on what was left out, and no warning."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        demand_described(path, model)
+        path = weights_file(path)
     return from_published(read_weights(path), model, variables, where=str(path))
 
 
@@ -188,10 +235,11 @@ def load_weights(
 ) -> dict[str, Any]:
     """Variables of `model` from a published checkpoint, whose publisher is found by the names in it.
 
-    `path` is a `.pth`, `.pt` or `.safetensors` file. Where it scores another number of classes, everything but
-    the head is loaded, with a warning that says so; the head is that of `variables`, or zero. Raises
-    WeightsMismatch, with the names, where an entry is missing, unexpected or misshapen; ValueError and
-    UnsafePickle as `read_weights`.
+    `path` is a `.pth`, `.pt`, `.bin` or `.safetensors` file, or a folder with one: segmentation-models-pytorch's
+    of the hub, or `jaxseg convert`'s. Where it scores another number of classes, everything but the head is
+    loaded, with a warning that says so; the head is that of `variables`, or zero. Raises WeightsMismatch, with
+    the names, where an entry is missing, unexpected or misshapen, or a folder describes another model;
+    ValueError and UnsafePickle as `read_weights`.
     """
     loaded = load_published(path, model, variables)
     if loaded.left_out:
@@ -200,18 +248,24 @@ def load_weights(
 
 
 def to_published(model: nn.Module, variables: Mapping[str, Any], publisher: str | None = None) -> dict[str, np.ndarray]:
-    """Arrays by the publisher's names and in PyTorch's layout; `publisher` chooses where there are several."""
-    if isinstance(model, VGG | VGGClassifier):
+    """Arrays by the publisher's names and in PyTorch's layout.
+
+    `publisher` chooses where there are several, and may be "jaxseg": the paths and layouts of `variables`
+    themselves, which is also what a model gets whose weights nobody published.
+    """
+    if isinstance(model, VGG | VGGClassifier) and publisher != JAXSEG.name:
         return {name: np.ascontiguousarray(array) for name, array in to_torchvision(variables).items()}
-    known = {p.name: p for p in _publishers(model)}
+    known = {p.name: p for p in (*PUBLISHERS, JAXSEG) if type(model) in p.layouts or p is JAXSEG}
     fitting = [name for name, p in known.items() if _has_fields(p, model)]
-    chosen = publisher or next(iter(fitting or known))
+    chosen = publisher or fitting[0]
     if chosen not in known:
         raise ValueError(f"{chosen} published no {type(model).__name__}; there is {', '.join(known)}")
     _demand_fields(chosen, model)
     flat = traverse_util.flatten_dict(dict(variables))
     names = _names(known[chosen], model, flat)
-    return {known[chosen].prefix + name: _to_torch(np.asarray(flat[path])) for name, path in names.items()}
+    return {
+        known[chosen].prefix + name: _to_torch(known[chosen], np.asarray(flat[path])) for name, path in names.items()
+    }
 
 
 def save_weights(
@@ -220,7 +274,7 @@ def save_weights(
     """Writes `variables` of `model` as its publisher would have named them, to a `.safetensors` file.
 
     What `load_weights` read comes back bit for bit, in float32 and without PyTorch's `num_batches_tracked`,
-    which its `load_state_dict` does not ask for. `publisher` chooses where there are several.
+    which its `load_state_dict` does not ask for. `publisher` chooses as in `to_published`.
     """
     from safetensors.numpy import save_file
 

@@ -2,8 +2,9 @@
 
 from jaxseg.models.deeplabv3 import DeepLabV3
 from jaxseg.models.deeplabv3plus import DeepLabV3Plus
+from jaxseg.models.pspnet_smp import EncoderPSPNet
 from jaxseg.models.unet_encoder import EncoderUNet
-from jaxseg.weights.torchvision import CONV_NORM, NUMBERED, Layout, Publisher
+from jaxseg.weights.torchvision import CONV_NORM, MOBILE_V2, NUMBERED, Layout, Publisher
 
 __all__ = ["SMP"]
 
@@ -19,12 +20,24 @@ SMP = Publisher(
     "segmentation-models-pytorch",
     {
         EncoderUNet: (
+            *MOBILE_V2,
             (r"^blocks_(\d)_(conv\d)", r"decoder/blocks/\1/\2"),
+            (r"^center_(\d)", r"decoder/center/\1"),
+            (r"^logits$", "segmentation_head/0"),
+            *NUMBERED,
+            *CONV_NORM,
+        ),
+        EncoderPSPNet: (
+            *MOBILE_V2,
+            (r"^psp_(\d)$", r"decoder/psp/blocks/\1/pool/1/conv"),
+            (r"^psp_(\d)/", r"decoder/psp/blocks/\1/pool/1/"),
+            (r"^conv/", "decoder/conv/"),
             (r"^logits$", "segmentation_head/0"),
             *NUMBERED,
             *CONV_NORM,
         ),
         DeepLabV3: (
+            *MOBILE_V2,
             (r"^block/", "decoder/"),
             (r"^logits$", "segmentation_head/0"),
             (r"^backbone/", "encoder/"),
@@ -35,6 +48,7 @@ SMP = Publisher(
             *NUMBERED,
         ),
         DeepLabV3Plus: (
+            *MOBILE_V2,
             (r"^backbone/", "encoder/"),
             (r"^logits$", "segmentation_head/0"),
             (r"^block/depthwise$", "decoder/aspp/1/0"),

@@ -8,13 +8,15 @@ from typing import NamedTuple
 
 import flax.linen as nn
 
+from jaxseg.backbones.googlenet import GoogLeNet
+from jaxseg.backbones.mobilenet_v2 import MobileNetV2
 from jaxseg.backbones.mobilenet_v3 import MobileNetV3
 from jaxseg.backbones.resnet import ResNet
 from jaxseg.models.deeplabv3 import DeepLabV3
-from jaxseg.models.fcn_resnet import DilatedFCN
+from jaxseg.models.fcn_dilated import DilatedFCN
 from jaxseg.models.lraspp import LRASPP
 
-__all__ = ["CONV_NORM", "HEAD", "NUMBERED", "TORCHVISION", "Layout", "Publisher"]
+__all__ = ["CONV_NORM", "HEAD", "MOBILE_V2", "NUMBERED", "TORCHVISION", "Layout", "Publisher"]
 
 Layout = tuple[tuple[str, str], ...]
 
@@ -36,12 +38,23 @@ class Publisher(NamedTuple):
 NUMBERED: Layout = ((r"_(\d+)(?=/|$)", r".\1"),)  # layer1_0, downsample_1: places in a Sequential
 CONV_NORM: Layout = ((r"/conv$", "/0"), (r"/bn$", "/1"))
 HEAD: Layout = ((r"/block/conv$", "/0"), (r"/block/bn$", "/1"), (r"/logits$", "/4"))
+MOBILE_V2: Layout = (  # a block is one Sequential, whose last two entries are a convolution and its norm
+    (r"(features_\d+)/(conv|bn)$", r"\1/block/\2"),
+    (r"(features_\d+)/conv_(\d)/", r"\1/conv/\2/block/"),
+    (r"(features_\d+)/project_(\d)/conv$", r"\1/conv/\2"),
+    (r"(features_\d+)/project_1/bn$", r"\1/conv/2"),
+    (r"(features_\d+)/project_2/bn$", r"\1/conv/3"),
+    (r"(features_.*)/block/conv$", r"\1/0"),
+    (r"(features_.*)/block/bn$", r"\1/1"),
+)
 MOBILE: Layout = ((r"^(backbone/)?features_", r"\1"), *NUMBERED, *CONV_NORM)
 
 TORCHVISION = Publisher(
     "torchvision",
     {
         ResNet: NUMBERED,
+        GoogLeNet: NUMBERED,
+        MobileNetV2: (*MOBILE_V2, *NUMBERED),
         MobileNetV3: (*NUMBERED, *CONV_NORM),
         DilatedFCN: (*NUMBERED, *HEAD),
         DeepLabV3: (

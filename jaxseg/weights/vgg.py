@@ -2,7 +2,7 @@
 
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from jaxseg.weights.files import read_weights
 
-__all__ = ["WeightsMismatch", "from_torchvision", "load_encoder", "to_torchvision"]
+__all__ = ["WeightsMismatch", "from_torchvision", "load_encoder", "to_torchvision", "vgg_names"]
 
 # torchvision's standardisation, which every image of jaxseg has, and the mean that Caffe's VGG subtracts
 RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,14 +32,14 @@ class WeightsMismatch(ValueError):
     """Names or shapes of a checkpoint that are not the model's."""
 
 
-def _encoder_prefix(flat: Mapping[Path, Any]) -> Path:
+def _encoder_prefix(flat: Iterable[Path]) -> Path:
     for prefix in ((), ("encoder",)):
         if ("params", *prefix, "conv1_1", "kernel") in flat:
             return prefix
     raise WeightsMismatch("these variables hold no VGG: neither params/conv1_1 nor params/encoder/conv1_1")
 
 
-def _names(flat: Mapping[Path, Any], *, batch_norm: bool) -> Iterator[tuple[str, Path]]:
+def vgg_names(flat: Iterable[Path], *, batch_norm: bool) -> Iterator[tuple[str, Path]]:
     """torchvision's names, and paths of variables, of a VGG whose published form has `batch_norm` or not."""
     prefix = _encoder_prefix(flat)
     convs = sorted(
@@ -118,7 +118,7 @@ def from_torchvision(state: Mapping[str, np.ndarray], variables: Mapping[str, An
     Raises WeightsMismatch, with the names, where anything is missing, unexpected or misshapen.
     """
     flat = dict(traverse_util.flatten_dict(dict(variables)))
-    names = dict(_names(flat, batch_norm="batch_stats" in variables))
+    names = dict(vgg_names(flat, batch_norm="batch_stats" in variables))
     _fill(flat, names, _entries(state), "the state_dict")
     return traverse_util.unflatten_dict(flat)
 
@@ -126,7 +126,7 @@ def from_torchvision(state: Mapping[str, np.ndarray], variables: Mapping[str, An
 def to_torchvision(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """torchvision's state_dict, less `num_batches_tracked`, of a `VGG` or `VGGClassifier`'s variables."""
     flat = traverse_util.flatten_dict(dict(variables))
-    names = _names(flat, batch_norm="batch_stats" in variables)
+    names = vgg_names(flat, batch_norm="batch_stats" in variables)
     return {name: _to_torch(name, np.asarray(flat[path])) for name, path in names}
 
 
@@ -169,7 +169,7 @@ def load_encoder(path: str | pathlib.Path, variables: Mapping[str, Any]) -> dict
         state = _from_caffe(state)
     flat = dict(traverse_util.flatten_dict(dict(variables)))
     batch_norm = any(name.endswith("running_mean") for name in state)
-    names = dict(_names(flat, batch_norm=batch_norm))
+    names = dict(vgg_names(flat, batch_norm=batch_norm))
     fc6 = flat.get(("params", "fc6", "kernel"))
     with_head = fc6 is not None and fc6.shape[:-2] in ((7, 7), ()) and "classifier.0.weight" in state
     heads = ("classifier.0", "classifier.3") if with_head else ()  # classifier.6 scores ImageNet's classes

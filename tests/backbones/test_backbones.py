@@ -1,4 +1,4 @@
-"""ResNets and MobileNetV3: published sizes, strides by dilation, and every feature beside torchvision's."""
+"""ResNets, GoogLeNet and MobileNets: published sizes, strides by dilation, and every feature beside torchvision's."""
 
 import functools
 
@@ -8,12 +8,21 @@ import numpy as np
 import pytest
 from golden.named import fill, image
 
-from jaxseg.backbones import mobilenet_v3, resnet
+from jaxseg.backbones import BACKBONES, backbone_fields
+from jaxseg.backbones.googlenet import googlenet
+from jaxseg.backbones.mobilenet_v2 import mobilenet_v2
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
 from jaxseg.backbones.resnet import BasicBlock, resnet50
+from jaxseg.backbones.vgg import vgg16
+from jaxseg.models.deeplabv3 import DeepLabV3
+from jaxseg.models.deeplabv3plus import DeepLabV3Plus
+from jaxseg.models.fcn_dilated import DilatedFCN
+from jaxseg.models.pspnet import PSPNet
+from jaxseg.models.pspnet_smp import EncoderPSPNet
+from jaxseg.models.unet_encoder import EncoderUNet
 from jaxseg.weights import to_published
 
-# torchvision's counts less the classifiers, 512 or 2048 or (960 1280 + 1280 1000) or (576 1024 + 1024 1000) and biases
+# torchvision's counts less the classifiers: 512, 1024, 1280 or 2048 times 1000, MobileNetV3's two layers, and biases
 COUNTS = {
     "resnet18": 11_689_512 - 513_000,
     "resnet34": 21_797_672 - 513_000,
@@ -22,13 +31,11 @@ COUNTS = {
     "resnet152": 60_192_808 - 2_049_000,
     "resnext50_32x4d": 25_028_904 - 2_049_000,
     "wide_resnet50_2": 68_883_240 - 2_049_000,
+    "googlenet": 6_624_904 - 1_025_000,
+    "mobilenet_v2": 3_504_872 - 1_281_000,
     "mobilenet_v3_large": 5_483_032 - (961 * 1280 + 1281 * 1000),
     "mobilenet_v3_small": 2_542_856 - (577 * 1024 + 1025 * 1000),
 }
-
-
-def constructor(name):
-    return getattr(mobilenet_v3 if "mobilenet" in name else resnet, name)
 
 
 def shapes(model, h=32, w=32):
@@ -38,19 +45,25 @@ def shapes(model, h=32, w=32):
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts_are_torchvisions(name):
-    variables = shapes(constructor(name)())
+    variables = shapes(BACKBONES[name]())
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == COUNTS[name]
 
 
 @pytest.mark.parametrize("output_stride", [32, 16, 8])
-@pytest.mark.parametrize("narrow", [functools.partial(resnet50, depths=(1, 1, 2, 2)), mobilenet_v3_small])
+@pytest.mark.parametrize(
+    "narrow", [functools.partial(resnet50, depths=(1, 1, 2, 2)), mobilenet_v3_small, mobilenet_v2, googlenet, vgg16]
+)
 def test_features_keep_their_names_at_every_output_stride(narrow, output_stride):
     model = narrow(output_stride=output_stride)
     images = jax.ShapeDtypeStruct((1, 70, 97, 3), jnp.float32)
     features = jax.eval_shape(functools.partial(model.apply, train=False), shapes(model), images)
     for stride in (2, 4, 8, 16, 32):
         real = min(stride, output_stride)
-        assert features[f"stride{stride}"].shape[1:3] == (-(-70 // real), -(-97 // real))
+        found = features[f"stride{stride}"].shape[1:3]
+        if narrow in (googlenet, vgg16):  # whose poolings have no border
+            assert all(n // real <= size <= -(-n // real) for size, n in zip(found, (70, 97), strict=True))
+        else:
+            assert found == (-(-70 // real), -(-97 // real))
     with pytest.raises(ValueError, match="output_stride is 8, 16 or 32, got 4"):
         shapes(narrow(output_stride=4))
 
@@ -77,6 +90,52 @@ def test_dilation_and_multi_grid():
         shapes(narrow(block=BasicBlock, groups=32, base_width=4))
 
 
+@pytest.mark.parametrize(
+    ("narrow", "size"),
+    [
+        # at sizes where a strided pooling has as many windows as every second pixel: else the border differs
+        (functools.partial(googlenet, width=0.0625), (64, 96)),
+        (functools.partial(resnet50, depths=(1, 1, 1, 1), features=(4, 6, 8, 10), stem_features=4), (75, 101)),
+        (functools.partial(vgg16, depths=(1,) * 5, features=(4,) * 5, ceil_mode=True), (75, 101)),
+        (functools.partial(vgg16, depths=(1,) * 5, features=(4,) * 5, ceil_mode=True, pool_window=3), (65, 97)),
+    ],
+)
+def test_holes_keep_what_strides_would_give(narrow, size):
+    """Each fourth pixel at output stride 8 is the one at 32 (Chen et al. 2015, section 3.1)."""
+    variables, images = fill(shapes(narrow())), image(1, *size)
+    run = jax.jit(lambda v, x: [narrow(output_stride=s).apply(v, x, train=False)["stride32"] for s in (32, 8)])
+    strided, dense = run(variables, images)
+    assert dense.shape[1] > 2 * strided.shape[1]
+    h, w = strided.shape[1:3]
+    np.testing.assert_allclose(dense[:, ::4, ::4][:, :h, :w], strided, rtol=1e-5, atol=1e-5 * float(strided.std()))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "googlenet", "mobilenet_v2", "mobilenet_v3_small"])
+def test_any_backbone_serves_any_head(name):
+    """FCN, DeepLab, PSPNet and U-Net at an odd size."""
+    images = jax.ShapeDtypeStruct((2, 65, 97, 3), jnp.float32)
+    for head, field in (
+        (DilatedFCN, "backbone"),
+        (DeepLabV3, "backbone"),
+        (DeepLabV3Plus, "backbone"),
+        (PSPNet, "backbone"),
+        (EncoderPSPNet, "encoder"),
+        (EncoderUNet, "encoder"),
+    ):
+        model = head(num_classes=3, **{field: BACKBONES[name]})
+        output, variables = jax.eval_shape(
+            functools.partial(model.init_with_output, train=False), jax.random.key(0), images
+        )
+        assert output.logits.shape == (2, 65, 97, 3)
+        assert (output.aux_logits is not None) == (head in (DilatedFCN, DeepLabV3, PSPNet))
+        assert field in variables["params"]
+
+
+def test_fields_that_a_backbone_has_not_are_left_out():
+    assert backbone_fields(BACKBONES["resnet18"], dilate_first=True, width=2) == {"dilate_first": True}
+    assert backbone_fields(functools.partial(mobilenet_v2, width=0.5), dilate_first=True) == {}
+
+
 def close(ours, theirs, what):
     np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=1e-4 * max(1e-2, np.std(theirs)), err_msg=what)
 
@@ -88,6 +147,8 @@ CASES = [
     ("wide_resnet50_2", 32),
     ("mobilenet_v3_small", 16),
     ("mobilenet_v3_large", 32),
+    ("mobilenet_v2", 32),
+    ("googlenet", 32),
 ]
 
 
@@ -98,10 +159,15 @@ def test_every_feature_is_torchvisions(name, output_stride):
     torch = pytest.importorskip("torch")
     from torchvision_shim import torchvision
 
-    mobile = "mobilenet" in name
-    if mobile:
-        theirs = getattr(torchvision.models, name)(dilated=output_stride == 16).features
-        model = constructor(name)(output_stride=output_stride)
+    model = BACKBONES[name](output_stride=output_stride)
+    if name == "googlenet":
+        theirs = torchvision.models.googlenet(init_weights=False, aux_logits=False, transform_input=True)
+        theirs.fc = torch.nn.Identity()
+        numbered = {k: getattr(theirs, k) for k in ("conv1", "conv2", "conv3")}
+        numbered |= {k: layer for k, layer in theirs.named_children() if k.startswith("inception")}
+    elif "mobilenet" in name:
+        dilated = {"dilated": True} if output_stride == 16 else {}
+        theirs = getattr(torchvision.models, name)(**dilated).features
         numbered = {f"features_{i}": layer for i, layer in enumerate(theirs)}
     else:
         blocks = torchvision.models.resnet
@@ -113,7 +179,7 @@ def test_every_feature_is_torchvisions(name, output_stride):
             width_per_group={"resnext50_32x4d": 4, "wide_resnet50_2": 128}.get(name, 64),
         )
         theirs.fc = torch.nn.Identity()
-        model = constructor(name)(depths=(1, 1, 2, 2), output_stride=output_stride)
+        model = BACKBONES[name](depths=(1, 1, 2, 2), output_stride=output_stride)
         numbered = {"stride2": theirs.relu} | {
             f"stride{2 ** (i + 1)}": getattr(theirs, f"layer{i}") for i in (1, 2, 3, 4)
         }

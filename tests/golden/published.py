@@ -1,5 +1,7 @@
 """The published models themselves, as published and with few channels, in the values that our names have."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -79,9 +81,14 @@ def _narrow_lraspp(classes):
 
 
 class SemsegPSPNet(nn.Module):
-    """hszhao/semseg's PSPNet, transcribed: it is on no package index. Its keys, less `module.`."""
+    """hszhao/semseg's PSPNet, transcribed: it is on no package index. Its keys, less `module.`.
 
-    def __init__(self, depths, classes, planes=(64, 128, 256, 512), stem=64, heads=(512, 256)):
+    `pool=nn.AdaptiveMaxPool2d` is the paper's other pooling, which semseg does not have.
+    """
+
+    def __init__(
+        self, depths, classes, planes=(64, 128, 256, 512), stem=64, heads=(512, 256), pool=nn.AdaptiveAvgPool2d
+    ):
         super().__init__()
         block = torchvision.models.resnet.Bottleneck
         resnet = NarrowResNet(block, depths, planes, 2 * stem, replace_stride_with_dilation=[False, True, True])
@@ -96,7 +103,7 @@ class SemsegPSPNet(nn.Module):
         self.ppm = nn.Module()
         self.ppm.features = nn.ModuleList(
             nn.Sequential(
-                nn.AdaptiveAvgPool2d(size),
+                pool(size),
                 nn.Conv2d(deep, deep // 4, 1, bias=False),
                 nn.BatchNorm2d(deep // 4),
                 nn.ReLU(),
@@ -137,17 +144,51 @@ smp.encoders.encoders["narrow"] = {
 }
 
 
-def _narrow_pspnet(classes):
-    return SemsegPSPNet([1, 1, 2, 2], classes, (4, 8, 12, 16), 4, (24, 12))
+class NarrowMobileEncoder(smp.encoders.mobilenet.MobileNetV2Encoder):
+    """SMP's MobileNetV2 with a block a row, which it names by their numbers, but for two at stride 32."""
+
+    def __init__(self, **rest):
+        rows = [
+            (1, 16, 1, 1),
+            (6, 24, 1, 2),
+            (6, 32, 1, 2),
+            (6, 64, 1, 2),
+            (6, 96, 1, 1),
+            (6, 160, 2, 2),
+            (6, 320, 1, 1),
+        ]
+        super().__init__(inverted_residual_setting=rows, width_mult=0.25, **rest)
+        self._out_indexes = [1, 2, 3, 5, 9]
+
+    def get_stages(self):
+        return {16: [self.features[4:6]], 32: [self.features[6:]]}
 
 
-def _narrow_unet(classes):
-    return smp.Unet("narrow", encoder_weights=None, classes=classes, decoder_channels=(12, 8, 8, 4, 4))
+smp.encoders.encoders["narrow_mobilenet_v2"] = {
+    "encoder": NarrowMobileEncoder,
+    "pretrained_settings": {},
+    "params": {"out_channels": [3, 8, 8, 8, 24, 1280]},
+}
+smp.encoders.encoders["vgg_narrow"] = {
+    "encoder": smp.encoders.vgg.VGGEncoder,
+    "pretrained_settings": {},
+    "params": {
+        "out_channels": [4, 8, 8, 12, 16, 16],
+        "config": [4, 4, "M", 8, 8, "M", 8, 8, 8, "M", 12, 12, 12, "M", 16, 16, 16, "M"],
+        "batch_norm": True,
+    },
+}
 
 
-def _narrow_deeplab_plus(classes):
-    return smp.DeepLabV3Plus("narrow", encoder_weights=None, classes=classes, decoder_channels=16)
+def _narrow_pspnet(classes, **fields):
+    return SemsegPSPNet([1, 1, 2, 2], classes, (4, 8, 12, 16), 4, (24, 12), **fields)
 
+
+def _narrow_smp(model, encoder="narrow", **fields):
+    return lambda classes: model(encoder, encoder_weights=None, classes=classes, **fields)
+
+
+DECODER = {"decoder_channels": (12, 8, 8, 4, 4)}
 
 NARROW = {
     "fcn_resnet50": _narrow_fcn,
@@ -157,12 +198,23 @@ NARROW = {
     "deeplabv3_mobilenet_v3_large": _narrow_mobile_deeplab,
     "lraspp_mobilenet_v3_large": _narrow_lraspp,
     **{f"pspnet_resnet{depth}": _narrow_pspnet for depth in (18, 34, 50, 101, 152)},
-    **{f"deeplabv3plus_resnet{depth}": _narrow_deeplab_plus for depth in (34, 50, 101)},
-    "unet_resnet34": _narrow_unet,
-    "unet_resnet50": _narrow_unet,
+    **{f"deeplabv3plus_resnet{d}": _narrow_smp(smp.DeepLabV3Plus, decoder_channels=16) for d in (34, 50, 101)},
+    "deeplabv3plus_mobilenet_v2": _narrow_smp(smp.DeepLabV3Plus, "narrow_mobilenet_v2", decoder_channels=16),
+    "deeplabv3_mobilenet_v2": _narrow_smp(smp.DeepLabV3, "narrow_mobilenet_v2", decoder_channels=16),
+    **{f"pspnet_smp_resnet{depth}": _narrow_smp(smp.PSPNet, psp_out_channels=24) for depth in (34, 50)},
+    **{f"unet_resnet{depth}": _narrow_smp(smp.Unet, **DECODER) for depth in (18, 34, 50, 101, 152)},
+    "unet_vgg16_bn": _narrow_smp(smp.Unet, "vgg_narrow", **DECODER),
+    "unet_mobilenet_v2": _narrow_smp(smp.Unet, "narrow_mobilenet_v2", **DECODER),
+    "pspnet_resnet50 with maxima": functools.partial(_narrow_pspnet, pool=nn.AdaptiveMaxPool2d),
 }
 DEPTHS = {"50": [3, 4, 6, 3], "101": [3, 4, 23, 3], "152": [3, 8, 36, 3]}
-SMP = {"unet": smp.Unet, "deeplabv3plus": smp.DeepLabV3Plus, "deeplabv3 of SMP": smp.DeepLabV3}
+SMP = {
+    "unet": smp.Unet,
+    "deeplabv3plus": smp.DeepLabV3Plus,
+    "deeplabv3_smp": smp.DeepLabV3,
+    "deeplabv3_mobilenet": smp.DeepLabV3,
+    "pspnet_smp": smp.PSPNet,
+}
 
 
 def narrow(name, classes=5):
@@ -171,11 +223,12 @@ def narrow(name, classes=5):
 
 def full(name, classes=21):
     """The model that a user of its publisher gets under that name."""
-    family, _, encoder = name.partition("_")
-    if family in SMP:
-        return SMP[family](encoder, encoder_weights=None, classes=classes)
-    if family == "pspnet":
-        return SemsegPSPNet(DEPTHS[encoder.removeprefix("resnet")], classes)
+    for family, model in SMP.items():
+        if name.startswith(f"{family}_") and "mobilenet_v3" not in name:
+            encoder = name.removeprefix("deeplabv3_" if "mobilenet" in family else f"{family}_")
+            return model(encoder, encoder_weights=None, classes=classes)
+    if name.startswith("pspnet"):
+        return SemsegPSPNet(DEPTHS[name.removeprefix("pspnet_resnet")], classes)
     aux = {} if name.startswith("lraspp") else {"aux_loss": True}
     return getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=classes, **aux)
 

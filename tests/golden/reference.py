@@ -161,6 +161,100 @@ class FCN1x1(nn.Module):
         return x[:, :, 16 : 16 + image.shape[2], 16 : 16 + image.shape[3]]
 
 
+class ConvNormRelu(nn.Module):
+    def __init__(self, into, out, window, stride=1):
+        super().__init__()
+        self.conv = nn.Conv2d(into, out, window, stride, window // 2, bias=False)
+        self.bn = nn.BatchNorm2d(out, eps=1e-3)
+
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x)))
+
+
+class Inception(nn.Module):
+    def __init__(self, into, one, reduce3, three, reduce5, five, pool):
+        super().__init__()
+        self.branch1 = ConvNormRelu(into, one, 1)
+        self.branch2_0, self.branch2_1 = ConvNormRelu(into, reduce3, 1), ConvNormRelu(reduce3, three, 3)
+        self.branch3_0, self.branch3_1 = ConvNormRelu(into, reduce5, 1), ConvNormRelu(reduce5, five, 3)
+        self.branch4_1 = ConvNormRelu(into, pool, 1)
+
+    def forward(self, x):
+        pooled = F.max_pool2d(x, 3, 1, 1)
+        branches = self.branch1(x), self.branch2_1(self.branch2_0(x)), self.branch3_1(self.branch3_0(x))
+        return torch.cat([*branches, self.branch4_1(pooled)], 1)
+
+
+GOOGLENET = {
+    "3a": (64, 96, 128, 16, 32, 32), "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64), "4b": (160, 112, 224, 24, 64, 64), "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64), "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128), "5b": (384, 192, 384, 48, 128, 128),
+}  # fmt: skip
+
+
+class GoogLeNet(nn.Module):
+    """The paper's Table 1, with batch norm and 3x3 for 5x5 as torchvision has it, on images mapped to [-1, 1]."""
+
+    def __init__(self, divisor=1):
+        super().__init__()
+        self.conv1 = ConvNormRelu(3, 64 // divisor, 7, 2)
+        self.conv2 = ConvNormRelu(64 // divisor, 64 // divisor, 1)
+        self.conv3 = ConvNormRelu(64 // divisor, 192 // divisor, 3)
+        into = 192 // divisor
+        for name, row in GOOGLENET.items():
+            row = tuple(channels // divisor for channels in row)
+            setattr(self, f"inception{name}", Inception(into, *row))
+            into = row[0] + row[2] + row[4] + row[5]
+        self.features = into
+
+    def forward(self, x):
+        mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
+        x = ((x * std[:, None, None] + mean[:, None, None]) - 0.5) / 0.5
+        x = F.max_pool2d(self.conv1(x), 3, 2, ceil_mode=True)
+        x = F.max_pool2d(self.conv3(self.conv2(x)), 3, 2, ceil_mode=True)
+        for name in GOOGLENET:
+            if name in ("4a", "5a"):
+                x = F.max_pool2d(x, 3 if name == "4a" else 2, 2, ceil_mode=True)
+            x = getattr(self, f"inception{name}")(x)
+        return x
+
+
+class FCNGoogLeNet(nn.Module):
+    def __init__(self, classes, divisor=1):
+        super().__init__()
+        self.backbone = GoogLeNet(divisor)
+        self.score_fr = nn.Conv2d(self.backbone.features, classes, 1)
+        self.upscore32 = Deconv(classes, 32, True)
+
+    def forward(self, image):
+        x = self.upscore32(self.score_fr(self.backbone(image)))
+        return x[:, :, 10 : 10 + image.shape[2], 10 : 10 + image.shape[3]]
+
+
+class DeepLabLargeFOV(nn.Module):
+    """DeepLab-LargeFOV's released train.prototxt, layer by layer."""
+
+    def __init__(self, classes, widths, fc):
+        super().__init__()
+        self.encoder = VGG((2, 2, 3, 3, 3), widths)
+        for i in (1, 2, 3):
+            conv = getattr(self.encoder, f"conv5_{i}")
+            conv.dilation = conv.padding = (2, 2)
+        self.fc6 = nn.Conv2d(widths[4], fc, 3, padding=12, dilation=12)
+        self.fc7, self.fc8 = nn.Conv2d(fc, fc, 1), nn.Conv2d(fc, classes, 1)
+
+    def forward(self, image):
+        x = image
+        for stage, depth in enumerate(self.encoder.depths, 1):
+            for i in range(1, depth + 1):
+                x = F.relu(getattr(self.encoder, f"conv{stage}_{i}")(x))
+            x = F.max_pool2d(x, 3, 2 if stage < 4 else 1, 1, ceil_mode=True)
+        x = F.avg_pool2d(x, 3, 1, 1)
+        x = self.fc8(F.relu(self.fc7(F.relu(self.fc6(x)))))
+        return F.interpolate(x, image.shape[2:], mode="bilinear", align_corners=True)
+
+
 class SegNet(nn.Module):
     """Decoder layers one by one, as the released segnet_train.prototxt lists them."""
 
@@ -270,9 +364,11 @@ NARROW = (4, 8, 8, 12, 16)
 FULL = (64, 128, 256, 512, 512)
 
 
-def segmentation_models(classes, widths, fc, basic, unet, unet_small):
+def segmentation_models(classes, widths, fc, basic, unet, unet_small, fov=1024, divisor=1):
     """Our names and the models, at the widths asked for."""
     return {
+        "fcn_googlenet": lambda: FCNGoogLeNet(classes, divisor),
+        "deeplab_largefov_vgg16": lambda: DeepLabLargeFOV(classes, widths, fov),
         "fcn32s_vgg16": lambda: FCN(classes, 32, widths, fc),
         "fcn16s_vgg16": lambda: FCN(classes, 16, widths, fc),
         "fcn8s_vgg16": lambda: FCN(classes, 8, widths, fc),
@@ -288,7 +384,7 @@ def segmentation_models(classes, widths, fc, basic, unet, unet_small):
 
 def narrow(name):
     """The model of that name with few channels and 5 classes, in named weights."""
-    models = segmentation_models(5, NARROW, 24, 8, (4, 6, 8, 10, 12), (4, 6, 8, 10, 12))
+    models = segmentation_models(5, NARROW, 24, 8, (4, 6, 8, 10, 12), (4, 6, 8, 10, 12), 12, 8)
     return load_named(models[name]())
 
 

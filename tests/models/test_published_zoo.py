@@ -35,7 +35,7 @@ SIZES = {  # semseg takes 8 k + 1, SMP multiples of the output stride
     "pspnet": ((49, 65), (41, 57)),
     "unet": ((64, 96), (32, 64)),
     "deeplabv3plus": ((48, 64), (64, 32)),
-    "deeplabv3 of SMP": ((48, 64), (64, 32)),
+    "deeplabv3_smp": ((48, 64), (64, 32)),
 }
 OF_SMP = {"aux": None, "align_corners": True, "dilate_first": True}
 FAMILIES = (

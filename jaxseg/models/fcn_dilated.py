@@ -1,4 +1,4 @@
-"""FCN on a dilated ResNet, as torchvision has it."""
+"""FCN on any dilated backbone, as torchvision has it."""
 
 import functools
 from collections.abc import Callable
@@ -20,7 +20,8 @@ class DilatedFCN(nn.Module):
     """Fully convolutional network (Long et al. 2015) on a dilated backbone, torchvision's in every number.
 
     One head scores the deepest features and bilinear resizing brings the scores to the image's size; an
-    auxiliary head, unless `aux` is False, scores the stage before. Any height and width will do.
+    auxiliary head, unless `aux` is False, scores the last features before the fifth stride: a ResNet's stage 3.
+    Any height and width that the backbone takes will do.
     """
 
     num_classes: int

@@ -1,0 +1,115 @@
+"""A published checkpoint to a folder that says what model it is, and such a folder to a model."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+from jaxtyping import PyTree
+
+from jaxseg.backbones import BACKBONES
+from jaxseg.models import create_model
+from jaxseg.weights.files import read_weights
+from jaxseg.weights.folder import description, weights_file
+from jaxseg.weights.published import Loaded, from_published, load_published, recognize, save_weights
+from jaxseg.weights.vgg import WeightsMismatch
+
+__all__ = ["LoadedModel", "convert", "load_model", "save_model"]
+
+PREPROCESSING = {  # of every publisher's, and of jaxseg.data.normalize
+    "channels": "RGB",
+    "range": [0, 1],
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+
+
+class LoadedModel(NamedTuple):
+    """A model and its weights: `model.apply(variables, images, train=False)`."""
+
+    model: nn.Module
+    variables: PyTree
+
+
+def load_model(folder: str | pathlib.Path) -> LoadedModel:
+    """The model that a folder describes, with its weights: `convert`'s, or segmentation-models-pytorch's hub folder.
+
+    Images are `[N, H, W, 3]`, ImageNet-normalised (`jaxseg.data.normalize`). Raises FileNotFoundError where the
+    folder describes no model or holds no weights, WeightsMismatch where they do not fit.
+    """
+    folder = pathlib.Path(folder)
+    described = description(folder)
+    if described is None:
+        raise FileNotFoundError(f"{folder} describes no model: it holds neither model.json nor config.json")
+    model = create_model(**described)
+    return LoadedModel(model, load_published(weights_file(folder), model).variables)
+
+
+def _jsonable(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields, backbones by their names; ValueError for one that JSON cannot hold."""
+    names = {id(constructor): name for name, constructor in BACKBONES.items()}
+    plain = {k: names.get(id(v), v) for k, v in fields.items()}
+    for field, value in plain.items():
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            raise ValueError(f"model.json cannot hold the field {field}={value}") from error
+    return plain
+
+
+def save_model(
+    folder: str | pathlib.Path,
+    variables: Mapping[str, Any],
+    name: str,
+    num_classes: int,
+    *,
+    about: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> None:
+    """Writes `variables` of `create_model(name, num_classes, **fields)` as `load_model` reads them.
+
+    `model.safetensors` has the names of the model's publisher, or of our own tree where it has none;
+    `model.json` the arguments of `create_model`, the preprocessing, and what `about` says.
+    """
+    folder = pathlib.Path(folder)
+    model = create_model(name, num_classes, **fields)
+    described = {"name": name, "num_classes": num_classes, **_jsonable(fields)}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / "model.safetensors", model, variables)
+    text = json.dumps({"model": described, "preprocessing": PREPROCESSING, **(about or {})}, indent=1)
+    (folder / "model.json").write_text(text + "\n")
+
+
+def convert(
+    name: str, path: str | pathlib.Path, folder: str | pathlib.Path, num_classes: int | None = None, **fields: Any
+) -> Loaded:
+    """Writes the checkpoint at `path`, of the model of that name, to a folder that `load_model` reads.
+
+    `path` is a file, or a hub folder of SMP, whose config.json then adds to `fields`. The classes are those of
+    the file, and with another `num_classes` everything is kept but the head. The model has the fields that its
+    publisher's has, and no auxiliary head where the file has none. Raises what `load_weights` does.
+    """
+    path = pathlib.Path(path)
+    file = path
+    if path.is_dir():
+        file, described = weights_file(path), dict(description(path) or {})
+        ours, theirs = type(create_model(name, 1)), type(create_model(described.pop("name", name), 1))
+        if ours is not theirs:
+            raise WeightsMismatch(f"{path} is of {theirs.__name__}, not {ours.__name__}")
+        described.pop("num_classes", None)
+        fields = described | fields
+    state = read_weights(file)
+    model: Any = create_model(name, num_classes or 1, **fields)
+    if getattr(model, "aux", None) and not any("aux" in entry for entry in state):
+        fields = {"aux": None if isinstance(model.aux, str) else False} | fields
+    known = recognize(state, model)
+    fields = dict(known.fields) | fields
+    num_classes = num_classes or known.num_classes
+    if num_classes is None:
+        raise WeightsMismatch(f"{file} does not say how many classes it scores; say it")
+    model = create_model(name, num_classes, **fields)
+    loaded = from_published(state, model, where=str(file))
+    about = {"publisher": loaded.publisher, "source": path.name, "left_out": loaded.left_out}
+    save_model(folder, loaded.variables, name, num_classes, about=about, **fields)
+    return loaded

@@ -1,0 +1,125 @@
+"""Folders of weights that say what model they are of: `jaxseg convert`'s, and the hub's of SMP."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from jaxseg.backbones import BACKBONES
+from jaxseg.models import create_model
+from jaxseg.weights.vgg import WeightsMismatch
+
+__all__ = ["demand_described", "description", "smp_model", "weights_file"]
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+CLASSES = {  # of SMP, and the names of ours on any of its encoders
+    "Unet": "unet_resnet34",
+    "PSPNet": "pspnet_smp_resnet34",
+    "DeepLabV3": "deeplabv3_resnet50",
+    "DeepLabV3Plus": "deeplabv3plus_resnet50",
+}
+# Fields of config.json that no model of ours computes otherwise than by these values
+FIXED: dict[str, tuple[Any, ...]] = {
+    "in_channels": (3,),
+    "activation": (None, "identity"),
+    "aux_params": (None,),
+    "decoder_use_norm": ("batchnorm", True),
+    "decoder_use_batchnorm": (True,),
+    "psp_use_batchnorm": (True,),
+    "decoder_attention_type": (None,),
+    "decoder_interpolation": ("nearest",),
+}
+
+
+def smp_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `create_model` for what a `config.json` of segmentation-models-pytorch describes.
+
+    Raises WeightsMismatch, naming it, for a class, an encoder or an option that no model here has.
+    """
+    kind, encoder = config.get("_model_class"), config.get("encoder_name", "resnet34")
+    if kind not in CLASSES:
+        raise WeightsMismatch(f"SMP's {kind} is not in the zoo; there are {', '.join(CLASSES)}")
+    if encoder not in BACKBONES:
+        raise WeightsMismatch(f"SMP's {kind} has the encoder {encoder}; there are {', '.join(BACKBONES)}")
+    for option, values in FIXED.items():
+        if option in config and config[option] not in values:
+            raise WeightsMismatch(f"SMP's {kind} has {option}={config[option]!r}, and here it is {values[0]!r}")
+    depth, default_depth = config.get("encoder_depth"), 3 if kind == "PSPNet" else 5
+    if kind != "PSPNet" and depth not in (None, default_depth):
+        raise WeightsMismatch(f"SMP's {kind} has encoder_depth={depth}, and here it is {default_depth}")
+    fields: dict[str, Any] = {"encoder" if kind in ("Unet", "PSPNet") else "backbone": encoder}
+    stride = config.get("encoder_output_stride", 8 if kind == "DeepLabV3" else 16)
+    if kind == "Unet":
+        fields["decoder_features"] = tuple(config.get("decoder_channels", (256, 128, 64, 32, 16)))
+        fields["center"] = encoder.startswith("vgg")
+        upsampling = None
+    elif kind == "PSPNet":
+        fields["stride"] = upsampling = 2 ** (depth or default_depth)
+        fields |= {"features": config.get("psp_out_channels", 512), "dropout": config.get("psp_dropout", 0.2)}
+    else:
+        fields |= {"output_stride": stride, "features": config.get("decoder_channels", 256)}
+        fields["atrous_rates"] = tuple(config.get("decoder_atrous_rates", (12, 24, 36)))
+        fields["dropout"] = config.get("decoder_aspp_dropout", 0.5)
+        separable, upsampling = kind == "DeepLabV3Plus", 4 if kind == "DeepLabV3Plus" else stride
+        if config.get("decoder_aspp_separable", separable) != separable:
+            raise WeightsMismatch(
+                f"SMP's {kind} has decoder_aspp_separable={not separable}, and here it is {separable}"
+            )
+    if config.get("upsampling", upsampling) not in (None, upsampling):
+        raise WeightsMismatch(f"SMP's {kind} has upsampling={config['upsampling']}, and here it is {upsampling}")
+    if kind == "DeepLabV3":
+        fields |= {"aux": None, "align_corners": True, "dilate_first": True}
+    return {"name": CLASSES[kind], "num_classes": config.get("classes", 1), **fields}
+
+
+def weights_file(folder: pathlib.Path) -> pathlib.Path:
+    """The file of weights in a folder; FileNotFoundError where there is none."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder} holds no weights: neither {' nor '.join(WEIGHTS)}")
+
+
+def description(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Arguments of `create_model` for the model that a folder describes, or None where it describes none."""
+    if (folder / "model.json").is_file():
+        return json.loads((folder / "model.json").read_text())["model"]
+    if (folder / "config.json").is_file():
+        return smp_model(json.loads((folder / "config.json").read_text()))
+    return None
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal fields, where constructors are so by their parts."""
+    if isinstance(a, functools.partial) and isinstance(b, functools.partial):
+        return a.func is b.func and a.args == b.args and a.keywords == b.keywords
+    return a == b
+
+
+def demand_described(folder: pathlib.Path, model: nn.Module) -> None:
+    """Raises WeightsMismatch where the folder describes another model, its classes and its dropout apart."""
+    described = description(folder)
+    if described is None:
+        return
+    other = create_model(**described)
+    wanted = {k: v for k, v in described.items() if k not in ("name", "num_classes")}
+    if type(other) is not type(model):
+        raise WeightsMismatch(
+            f"{folder} is of {type(other).__name__}, not {type(model).__name__}; {_remedy(described)}"
+        )
+    for field in (f.name for f in dataclasses.fields(other)):
+        if field in ("parent", "name", "num_classes", "dtype", "remat") or "dropout" in field:
+            continue
+        if not _same(getattr(other, field), getattr(model, field)):
+            value = wanted.get(field, getattr(other, field))
+            raise WeightsMismatch(f"{folder} is of a model with {field}={value}; {_remedy(described)}")
+
+
+def _remedy(described: Mapping[str, Any]) -> str:
+    words = [repr(described["name"]), str(described["num_classes"])]
+    words += [f"{k}={v!r}" for k, v in described.items() if k not in ("name", "num_classes")]
+    return f"jaxseg.load_model gives it, or jaxseg.create_model({', '.join(words)})"
