@@ -99,12 +99,32 @@ def test_predict_writes_three_pictures_of_the_photograph_s_size(run, photos, tmp
     said = capsys.readouterr()
     assert code == 1, "a skipped file shows in the exit code"
     assert "segmented 5 of 6 images" in said.out
+    assert said.err.count("skipped") == 1
     assert "broken.jpg" in said.err
     for kind in ("labels", "palette", "overlay"):
         with Image.open(tmp_path / "o" / f"tall_{kind}.png") as picture:
             assert picture.size == (40, 70)
             if kind != "overlay":
                 assert set(np.unique(np.asarray(picture))) <= {0, 1}
+
+
+def test_predict_by_windows_scales_and_mirror_images_or_in_batches(run, photos, tmp_path):
+    photo = photos / "val" / "images"
+    (tmp_path / "in").mkdir()
+    for i in (6, 7, 8):
+        Image.open(photo / f"photo{i}.png").resize((60 + i, 90)).save(tmp_path / "in" / f"{i}.png")
+    ways = {"one": (), "batch": ("--batch", 2), "window": ("--window", "32x48", "--stride", 0.5, "--batch", 2)}
+    ways["scales"] = ("--window", "32x48", "--long-side", 64, "--scales", 0.5, 1.5, "--flip")
+    ways["fit"] = ("--scales", 1, 1.5, "--flip")
+    found = {}
+    for way, words in ways.items():
+        assert jaxseg_command("predict", run, tmp_path / "in", "--out", tmp_path / way, *words) == 0
+        found[way] = [np.asarray(Image.open(tmp_path / way / f"{i}_labels.png")) for i in (6, 7, 8)]
+    for one, batch in zip(found["one"], found["batch"], strict=True):
+        assert (one == batch).mean() > 0.999  # a batch of two may round otherwise
+    for way in ways:
+        assert [x.shape for x in found[way]] == [(90, 66), (90, 67), (90, 68)], way
+    assert any((a != b).any() for a, b in zip(found["window"], found["scales"], strict=True))
 
 
 def test_predict_by_name_with_weights(run, photos, tmp_path):
@@ -135,6 +155,7 @@ def test_evaluate_is_the_same_on_one_device_set_or_another(run, photos, tmp_path
         (["train", "unet_small", "--out", "x", "--shard", "model=4"], "data=N, fsdp=N and spatial=N"),
         (["train", "unet_small", "--out", "x", "--data", "nowhere"], "nowhere"),
         (["predict", "unet_small", "p.jpg", "--out", "x"], "no such file"),
+        (["predict", "unet_small", "pyproject.toml", "--out", "x"], "add --weights"),
         (["predict", "nowhere", "pyproject.toml", "--out", "x"], "not the folder of a run"),
         (["trian"], "train"),
     ],
