@@ -37,7 +37,7 @@ class Config:
     weights: pathlib.Path
     """ImageNet weights of VGG-16: torchvision's state_dict, or Caffe's convolutions (.npz)."""
     run: tyro.conf.OmitArgPrefixes[Run] = dataclasses.field(
-        default_factory=lambda: Run(steps=150, batch=4, checkpoint_every=10, out=pathlib.Path("runs/camvid_finetune"))
+        default_factory=lambda: Run(steps=100, batch=4, checkpoint_every=10, out=pathlib.Path("runs/camvid_finetune"))
     )
     """Length, batch, output."""
     backbone: Literal["frozen", "slower", "same", "scratch"] = "slower"

@@ -12,7 +12,8 @@ from PIL import Image
 
 import jaxseg
 from jaxseg.cli import main
-from jaxseg.weights import save_weights
+from jaxseg.cli.train import LOSSES, PIXELWISE, loss_of, start_from
+from jaxseg.weights import WeightsMismatch, save_weights
 
 NAMES = ("sky", "ground")
 
@@ -91,6 +92,42 @@ def test_load_run_is_the_trained_model(run):
     assert logits.shape == (1, 16, 32, 2)
 
 
+def test_a_loss_by_name_is_the_sum_of_its_parts():
+    rng = np.random.default_rng(0)
+    logits, labels = jnp.array(rng.normal(size=(2, 4, 4, 3))), jnp.array(rng.integers(0, 3, (2, 4, 4)))
+    weights = np.array([1.0, 2.0, 3.0], np.float32)
+
+    @jax.jit
+    def values(logits, labels):
+        weighted = [LOSSES[name](logits, labels, class_weights=jnp.array(weights)) for name in PIXELWISE]
+        plain = [loss(logits, labels) for name, loss in LOSSES.items() if name not in PIXELWISE]
+        return loss_of("+".join(LOSSES), weights)(logits, labels), sum(weighted) + sum(plain)
+
+    got, want = values(logits, labels)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_training_starts_from_a_run_of_other_classes_but_for_the_head(run, photos, capsys):
+    _, trained = jaxseg.load_run(run)
+    shapes = jax.eval_shape(
+        lambda key: jaxseg.create_model("unet_small", 3).init(key, jnp.zeros((1, 32, 32, 3)), train=False),
+        jax.random.key(0),
+    )
+    fresh = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), shapes)
+    started = start_from(run, jaxseg.create_model("unet_small", 3))(fresh)
+    said = capsys.readouterr().out
+    for path, x in jax.tree_util.tree_leaves_with_path(started):
+        name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
+        was = functools.reduce(lambda tree, key: tree[key.key], path, trained)
+        if x.shape == was.shape:
+            np.testing.assert_array_equal(x, was)
+        else:
+            assert (x == 7).all()
+            assert name in said
+    with pytest.raises(WeightsMismatch, match="another model"):
+        start_from(run, jaxseg.create_model("unet_small", 3))({"params": {"conv": {"kernel": np.zeros((3, 3))}}})
+
+
 def test_predict_writes_three_pictures_of_the_photograph_s_size(run, photos, tmp_path, capsys):
     write_pair(tmp_path, "new", "tall", size=(70, 40))
     (tmp_path / "new" / "images" / "broken.jpg").write_bytes(b"not a picture")
@@ -154,6 +191,8 @@ def test_evaluate_is_the_same_on_one_device_set_or_another(run, photos, tmp_path
         (["train", "unet_small", "--out", "x", "--stepz", "3"], "--steps"),
         (["train", "unet_small", "--out", "x", "--shard", "model=4"], "data=N, fsdp=N and spatial=N"),
         (["train", "unet_small", "--out", "x", "--data", "nowhere"], "nowhere"),
+        (["train", "unet_small", "--out", "x", "--loss", "dice+lovas"], 'did you mean "lovasz_softmax"?'),
+        (["train", "unet_small", "--out", "x", "--backbone-rate", "0"], "has no backbone"),
         (["predict", "unet_small", "p.jpg", "--out", "x"], "no such file"),
         (["predict", "unet_small", "pyproject.toml", "--out", "x"], "add --weights"),
         (["predict", "nowhere", "pyproject.toml", "--out", "x"], "not the folder of a run"),
