@@ -40,6 +40,7 @@ class SegmentationScores(NamedTuple):
     dice: float  # mean over classes of 2 overlap / (true + predicted)
     iou_per_class: np.ndarray  # [K], NaN for a class in neither truth nor prediction
     accuracy_per_class: np.ndarray  # [K], NaN for a class without a labelled pixel
+    dice_per_class: np.ndarray  # [K], NaN for a class in neither truth nor prediction
 
 
 def _nanmean(x: np.ndarray) -> float:
@@ -55,4 +56,5 @@ def segmentation_scores(confusion: Int[np.ndarray, "k k"] | Float[np.ndarray, "k
         accuracy = overlap / true
         dice = 2 * overlap / (true + predicted)
         global_accuracy = overlap.sum() / c.sum()
-    return SegmentationScores(_nanmean(iou), float(global_accuracy), _nanmean(accuracy), _nanmean(dice), iou, accuracy)
+    means = _nanmean(iou), float(global_accuracy), _nanmean(accuracy), _nanmean(dice)
+    return SegmentationScores(*means, iou, accuracy, dice)
