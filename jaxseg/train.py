@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from jaxseg.data.augment import normalize
-from jaxseg.metrics.confusion import confusion_matrix, mean_iou, segmentation_scores
+from jaxseg.metrics.confusion import confusion_matrix, mean_iou, named_scores
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
 
 __all__ = ["TrainFns", "TrainState", "adamw_cosine", "sgd_poly", "slower", "supervised"]
@@ -240,15 +240,7 @@ def supervised(
         return batch_sum({"confusion": confusion, "loss": share, "pixels": pixels})
 
     def summarize(sums: PyTree) -> dict[str, float]:
-        scores = segmentation_scores(sums["confusion"])
-        return {
-            "loss": float(sums["loss"] / max(float(sums["pixels"]), 1)),
-            "miou": scores.miou,
-            "global_accuracy": scores.global_accuracy,
-            "class_accuracy": scores.class_accuracy,
-            "dice": scores.dice,
-            **{f"iou/{k}": float(iou) for k, iou in enumerate(scores.iou_per_class)},
-            **{f"accuracy/{k}": float(x) for k, x in enumerate(scores.accuracy_per_class)},
-        }
+        loss = float(sums["loss"] / max(float(sums["pixels"]), 1))
+        return {"loss": loss, **named_scores(sums["confusion"])}
 
     return TrainFns(init, update, evaluate, summarize)

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 import jaxseg
 from jaxseg.cli import main
 from jaxseg.cli.train import LOSSES, PIXELWISE, loss_of, start_from
-from jaxseg.weights import WeightsMismatch, save_weights
+from jaxseg.weights import WeightsMismatch, save_weights, to_published
 
 NAMES = ("sky", "ground")
 
@@ -126,6 +127,31 @@ def test_training_starts_from_a_run_of_other_classes_but_for_the_head(run, photo
             assert name in said
     with pytest.raises(WeightsMismatch, match="another model"):
         start_from(run, jaxseg.create_model("unet_small", 3))({"params": {"conv": {"kernel": np.zeros((3, 3))}}})
+
+
+def test_training_starts_from_imagenet_weights_of_a_backbone(tmp_path, capsys):
+    model = jaxseg.create_model("pspnet_resnet18", 3)
+    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    rng = np.random.default_rng(0)
+    fresh, other = (jax.tree.map(lambda x: rng.random(x.shape, np.float32), shapes) for _ in range(2))
+    # semseg's own ResNet: PSPNet's names less the prefix, where the deep stem is layer0, and a classifier
+    stem = {"layer0.0": "conv1", "layer0.1": "bn1", "layer0.3": "conv2", "layer0.4": "bn2"}
+    stem |= {"layer0.6": "conv3", "layer0.7": "bn3"}
+    state = {}
+    for name, array in to_published(model, other).items():
+        module, _, field = name.removeprefix("module.").rpartition(".")
+        if module.startswith("layer"):
+            state[f"{stem.get(module, module)}.{field}"] = array
+    save_file(state | {"fc.weight": np.zeros((1000, 512), np.float32)}, tmp_path / "resnet18.safetensors")
+    started = start_from(tmp_path / "resnet18.safetensors", model)(fresh)
+    assert "started from the backbone" in capsys.readouterr().out
+    for collection, tree in started.items():
+        for name, part in tree.items():
+            want = (other if name == "backbone" else fresh)[collection][name]
+            jax.tree.map(np.testing.assert_array_equal, part, want)
+    save_file({"conv1.weight": np.zeros((3, 3), np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsMismatch, match=r"fits neither the model .* nor its backbone"):
+        start_from(tmp_path / "other.safetensors", model)(fresh)
 
 
 def test_predict_writes_three_pictures_of_the_photograph_s_size(run, photos, tmp_path, capsys):

@@ -24,7 +24,7 @@ MAY = {
     "runlog": set(),
     "train": {"ops", "losses", "metrics", "data"},
     "fit": {"checkpoint", "data", "parallel", "runlog", "train"},
-    "predict": {"ops", "data"},
+    "predict": {"ops", "data", "metrics"},
     "runs": {"checkpoint", "models"},
     "report": {"data", "predict", "runlog", "runs", "visualize"},
     "cli": {"*"},

@@ -31,7 +31,7 @@ from jaxseg.models import MODELS
 from jaxseg.report import finish_run
 from jaxseg.runs import load_variables, model_config, model_from_config
 from jaxseg.train import adamw_cosine, sgd_poly, slower, supervised
-from jaxseg.weights import WeightsMismatch, load_encoder, load_published
+from jaxseg.weights import WeightsMismatch, from_published, load_encoder, load_published, read_weights
 
 __all__ = ["LOSSES", "PIXELWISE", "Train", "backbone_of", "loss_of", "placement_of", "start_from", "train_command"]
 
@@ -86,7 +86,7 @@ class Train:
     """Recompute activations in the backward pass to save memory, where the model can."""
     weights: pathlib.Path | None = None
     """What to start from: a published checkpoint of the model (.pth, .safetensors; another number of classes leaves
-    the head out), weights of its encoder alone (also Caffe's VGG-16, .npz), or the folder of a run of the model."""
+    the head out), ImageNet weights of its backbone (also Caffe's VGG-16, .npz), or the folder of a run of the model."""
     backbone_rate: float = 1.0
     """The backbone's share of the learning rate; 0 freezes it, statistics of its batch norms included."""
     ignore_label: int | None = None
@@ -166,6 +166,26 @@ def backbone_of(variables: PyTree) -> str:
     return found[0]
 
 
+def _backbone_from(path: pathlib.Path, model: nn.Module, variables: PyTree) -> PyTree:
+    """`variables` with the backbone's from a file of ImageNet's classification weights, by its publisher's names."""
+    found: dict[str, nn.Module] = {}
+
+    def note(call: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+        if context.method_name == "__call__" and context.module.path in (("backbone",), ("encoder",)):
+            found[context.module.name] = context.module.clone(parent=None, name=None)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):  # the backbone as the model makes it: its stem, its dilations
+        images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+        jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+    if not found:
+        raise WeightsMismatch(f"{type(model).__name__} has no backbone")
+    name, backbone = found.popitem()
+    own = {collection: tree[name] for collection, tree in variables.items() if name in tree}
+    loaded = from_published(read_weights(path), backbone, own, where=str(path)).variables
+    return {c: tree | {name: loaded[c]} if name in tree else tree for c, tree in variables.items()}
+
+
 def start_from(path: pathlib.Path, model: nn.Module) -> Callable[[PyTree], PyTree]:
     """A function from fresh variables to variables with what a run's folder or a published file holds.
 
@@ -186,10 +206,13 @@ def start_from(path: pathlib.Path, model: nn.Module) -> Callable[[PyTree], PyTre
         try:
             loaded = load_published(path, model, variables)
         except WeightsMismatch as whole:
+            load = load_encoder if path.suffix == ".npz" else functools.partial(_backbone_from, model=model)
             try:
-                return load_encoder(path, variables), f"started from the encoder in {path}"
-            except WeightsMismatch as encoder:
-                raise WeightsMismatch(f"{path} fits neither the model ({whole}) nor its encoder ({encoder})") from None
+                return load(path, variables=variables), f"started from the backbone in {path}"
+            except WeightsMismatch as backbone:
+                raise WeightsMismatch(
+                    f"{path} fits neither the model ({whole}) nor its backbone ({backbone})"
+                ) from None
         return loaded.variables, loaded.left_out or f"started from {path}, {loaded.publisher}'s"
 
     def start(variables: PyTree) -> PyTree:

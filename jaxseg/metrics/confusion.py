@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-__all__ = ["SegmentationScores", "confusion_matrix", "mean_iou", "segmentation_scores"]
+__all__ = ["SegmentationScores", "confusion_matrix", "mean_iou", "named_scores", "segmentation_scores"]
 
 
 def confusion_matrix(
@@ -58,3 +58,16 @@ def segmentation_scores(confusion: Int[np.ndarray, "k k"] | Float[np.ndarray, "k
         global_accuracy = overlap.sum() / c.sum()
     means = _nanmean(iou), float(global_accuracy), _nanmean(accuracy), _nanmean(dice)
     return SegmentationScores(*means, iou, accuracy, dice)
+
+
+def named_scores(confusion: Int[np.ndarray, "k k"] | Float[np.ndarray, "k k"]) -> dict[str, float]:
+    """The scores of a summed confusion matrix by the names that logs and result files have."""
+    scores = segmentation_scores(confusion)
+    return {
+        "miou": scores.miou,
+        "global_accuracy": scores.global_accuracy,
+        "class_accuracy": scores.class_accuracy,
+        "dice": scores.dice,
+        **{f"iou/{k}": float(iou) for k, iou in enumerate(scores.iou_per_class)},
+        **{f"accuracy/{k}": float(x) for k, x in enumerate(scores.accuracy_per_class)},
+    }
