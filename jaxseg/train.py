@@ -11,10 +11,10 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from jaxseg.data.augment import normalize
-from jaxseg.metrics.confusion import confusion_matrix, mean_iou, segmentation_scores
+from jaxseg.metrics.confusion import confusion_matrix, mean_iou, named_scores
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
 
-__all__ = ["TrainFns", "TrainState", "adamw_cosine", "sgd_poly", "supervised"]
+__all__ = ["TrainFns", "TrainState", "adamw_cosine", "sgd_poly", "slower", "supervised"]
 
 
 class TrainFns(NamedTuple):
@@ -73,6 +73,41 @@ def _kernels(params: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
+def _lies_in(params: PyTree, modules: Sequence[str]) -> PyTree:
+    """A mask over `params`: what belongs to the submodules of those names. Raises ValueError for one not there."""
+    for name in modules:
+        if name not in params:
+            raise ValueError(f'the model has no submodule "{name}"; it has {", ".join(sorted(params))}')
+    return {name: jax.tree.map(lambda _, inside=name in modules: inside, part) for name, part in params.items()}
+
+
+def slower(
+    optimizer: optax.GradientTransformation, factor: float, modules: Sequence[str]
+) -> optax.GradientTransformation:
+    """`optimizer` with `factor` times its learning rate, weight decay's share included, in the submodules named."""
+    return optax.chain(optimizer, optax.masked(optax.scale(factor), lambda params: _lies_in(params, modules)))
+
+
+def _without(optimizer: optax.GradientTransformation, modules: Sequence[str]) -> optax.GradientTransformation:
+    """`optimizer` without state, decay or update for the submodules named."""
+
+    def labels(params: PyTree) -> PyTree:
+        return jax.tree.map(lambda frozen: "frozen" if frozen else "trained", _lies_in(params, modules))
+
+    return optax.multi_transform({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+
+
+def _in_eval_mode(modules: Sequence[str]) -> Callable[..., Any]:
+    """An interceptor for `nn.intercept_methods`: the submodules named run with `train=False`, whatever is asked."""
+
+    def interceptor(call: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+        if context.module.path and context.module.path[0] in modules and "train" in kwargs:
+            kwargs = kwargs | {"train": False}
+        return call(*args, **kwargs)
+
+    return interceptor
+
+
 def _augmented(augment: Sequence[Callable], key: jax.Array, example: dict[str, Array]) -> dict[str, Array]:
     """Applies each augmentation to each example with a key of the example's place in the global batch."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_index(example["image"].shape[0]))
@@ -97,6 +132,7 @@ def supervised(
     ema_decay: float | None = None,
     accumulate: int = 1,
     pretrained: Callable[[PyTree], PyTree] | None = None,
+    frozen: Sequence[str] = (),
 ) -> TrainFns:
     """Semantic segmentation as `TrainFns`.
 
@@ -108,16 +144,24 @@ def supervised(
     `accumulate` splits the batch into that many microbatches, one in memory at a time: the forward pass is
     recomputed in the backward pass, and the loss is still that of the whole batch (batch norm sees
     microbatches). `pretrained` maps fresh variables to variables with published weights in them.
+
+    `frozen` names submodules of the model, such as "encoder", that stay bit for bit as they start: no gradient
+    goes through them, the optimizer and its weight decay pass them by, and they run in eval mode, so that
+    their batch norms use, and keep, the running statistics.
     """
+    if frozen:
+        optimizer = _without(optimizer, frozen)
 
     def apply(params: PyTree, model_state: PyTree, images: Array, key: jax.Array) -> tuple[Any, PyTree]:
-        return model.apply(
-            {"params": params, **model_state},
-            images,
-            train=True,
-            rngs={"dropout": key},
-            mutable=list(model_state) or ["batch_stats"],
-        )
+        params = {k: jax.lax.stop_gradient(v) if k in frozen else v for k, v in params.items()}
+        with nn.intercept_methods(_in_eval_mode(frozen)):
+            return model.apply(
+                {"params": params, **model_state},
+                images,
+                train=True,
+                rngs={"dropout": key},
+                mutable=list(model_state) or ["batch_stats"],
+            )
 
     def apply_in_microbatches(params: PyTree, model_state: PyTree, images: Array, key: jax.Array) -> tuple[Any, PyTree]:
         n = images.shape[0]
@@ -173,6 +217,7 @@ def supervised(
         ema_params = state.ema_params
         if ema_decay is not None:
             ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay)
+            ema_params |= {name: params[name] for name in frozen}  # which their mean would be, but for rounding
         confusion = batch_sum(confusion_matrix(jnp.argmax(logits, -1), seen, logits.shape[-1]))
         metrics = {"loss": value, "miou": mean_iou(confusion), "grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, params, model_state, opt_state, ema_params), metrics
@@ -195,15 +240,7 @@ def supervised(
         return batch_sum({"confusion": confusion, "loss": share, "pixels": pixels})
 
     def summarize(sums: PyTree) -> dict[str, float]:
-        scores = segmentation_scores(sums["confusion"])
-        return {
-            "loss": float(sums["loss"] / max(float(sums["pixels"]), 1)),
-            "miou": scores.miou,
-            "global_accuracy": scores.global_accuracy,
-            "class_accuracy": scores.class_accuracy,
-            "dice": scores.dice,
-            **{f"iou/{k}": float(iou) for k, iou in enumerate(scores.iou_per_class)},
-            **{f"accuracy/{k}": float(x) for k, x in enumerate(scores.accuracy_per_class)},
-        }
+        loss = float(sums["loss"] / max(float(sums["pixels"]), 1))
+        return {"loss": loss, **named_scores(sums["confusion"])}
 
     return TrainFns(init, update, evaluate, summarize)

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 import jaxseg
 from jaxseg.cli import main
-from jaxseg.weights import save_weights
+from jaxseg.cli.train import LOSSES, PIXELWISE, loss_of, start_from
+from jaxseg.weights import WeightsMismatch, save_weights, to_published
 
 NAMES = ("sky", "ground")
 
@@ -91,6 +93,67 @@ def test_load_run_is_the_trained_model(run):
     assert logits.shape == (1, 16, 32, 2)
 
 
+def test_a_loss_by_name_is_the_sum_of_its_parts():
+    rng = np.random.default_rng(0)
+    logits, labels = jnp.array(rng.normal(size=(2, 4, 4, 3))), jnp.array(rng.integers(0, 3, (2, 4, 4)))
+    weights = np.array([1.0, 2.0, 3.0], np.float32)
+
+    @jax.jit
+    def values(logits, labels):
+        weighted = [LOSSES[name](logits, labels, class_weights=jnp.array(weights)) for name in PIXELWISE]
+        plain = [loss(logits, labels) for name, loss in LOSSES.items() if name not in PIXELWISE]
+        return loss_of("+".join(LOSSES), weights)(logits, labels), sum(weighted) + sum(plain)
+
+    got, want = values(logits, labels)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_training_starts_from_a_run_of_other_classes_but_for_the_head(run, photos, capsys):
+    _, trained = jaxseg.load_run(run)
+    shapes = jax.eval_shape(
+        lambda key: jaxseg.create_model("unet_small", 3).init(key, jnp.zeros((1, 32, 32, 3)), train=False),
+        jax.random.key(0),
+    )
+    fresh = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), shapes)
+    started = start_from(run, jaxseg.create_model("unet_small", 3))(fresh)
+    said = capsys.readouterr().out
+    for path, x in jax.tree_util.tree_leaves_with_path(started):
+        name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
+        was = functools.reduce(lambda tree, key: tree[key.key], path, trained)
+        if x.shape == was.shape:
+            np.testing.assert_array_equal(x, was)
+        else:
+            assert (x == 7).all()
+            assert name in said
+    with pytest.raises(WeightsMismatch, match="another model"):
+        start_from(run, jaxseg.create_model("unet_small", 3))({"params": {"conv": {"kernel": np.zeros((3, 3))}}})
+
+
+def test_training_starts_from_imagenet_weights_of_a_backbone(tmp_path, capsys):
+    model = jaxseg.create_model("pspnet_resnet18", 3)
+    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    rng = np.random.default_rng(0)
+    fresh, other = (jax.tree.map(lambda x: rng.random(x.shape, np.float32), shapes) for _ in range(2))
+    # semseg's own ResNet: PSPNet's names less the prefix, where the deep stem is layer0, and a classifier
+    stem = {"layer0.0": "conv1", "layer0.1": "bn1", "layer0.3": "conv2", "layer0.4": "bn2"}
+    stem |= {"layer0.6": "conv3", "layer0.7": "bn3"}
+    state = {}
+    for name, array in to_published(model, other).items():
+        module, _, field = name.removeprefix("module.").rpartition(".")
+        if module.startswith("layer"):
+            state[f"{stem.get(module, module)}.{field}"] = array
+    save_file(state | {"fc.weight": np.zeros((1000, 512), np.float32)}, tmp_path / "resnet18.safetensors")
+    started = start_from(tmp_path / "resnet18.safetensors", model)(fresh)
+    assert "started from the backbone" in capsys.readouterr().out
+    for collection, tree in started.items():
+        for name, part in tree.items():
+            want = (other if name == "backbone" else fresh)[collection][name]
+            jax.tree.map(np.testing.assert_array_equal, part, want)
+    save_file({"conv1.weight": np.zeros((3, 3), np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsMismatch, match=r"fits neither the model .* nor its backbone"):
+        start_from(tmp_path / "other.safetensors", model)(fresh)
+
+
 def test_predict_writes_three_pictures_of_the_photograph_s_size(run, photos, tmp_path, capsys):
     write_pair(tmp_path, "new", "tall", size=(70, 40))
     (tmp_path / "new" / "images" / "broken.jpg").write_bytes(b"not a picture")
@@ -99,12 +162,32 @@ def test_predict_writes_three_pictures_of_the_photograph_s_size(run, photos, tmp
     said = capsys.readouterr()
     assert code == 1, "a skipped file shows in the exit code"
     assert "segmented 5 of 6 images" in said.out
+    assert said.err.count("skipped") == 1
     assert "broken.jpg" in said.err
     for kind in ("labels", "palette", "overlay"):
         with Image.open(tmp_path / "o" / f"tall_{kind}.png") as picture:
             assert picture.size == (40, 70)
             if kind != "overlay":
                 assert set(np.unique(np.asarray(picture))) <= {0, 1}
+
+
+def test_predict_by_windows_scales_and_mirror_images_or_in_batches(run, photos, tmp_path):
+    photo = photos / "val" / "images"
+    (tmp_path / "in").mkdir()
+    for i in (6, 7, 8):
+        Image.open(photo / f"photo{i}.png").resize((60 + i, 90)).save(tmp_path / "in" / f"{i}.png")
+    ways = {"one": (), "batch": ("--batch", 2), "window": ("--window", "32x48", "--stride", 0.5, "--batch", 2)}
+    ways["scales"] = ("--window", "32x48", "--long-side", 64, "--scales", 0.5, 1.5, "--flip")
+    ways["fit"] = ("--scales", 1, 1.5, "--flip")
+    found = {}
+    for way, words in ways.items():
+        assert jaxseg_command("predict", run, tmp_path / "in", "--out", tmp_path / way, *words) == 0
+        found[way] = [np.asarray(Image.open(tmp_path / way / f"{i}_labels.png")) for i in (6, 7, 8)]
+    for one, batch in zip(found["one"], found["batch"], strict=True):
+        assert (one == batch).mean() > 0.999  # a batch of two may round otherwise
+    for way in ways:
+        assert [x.shape for x in found[way]] == [(90, 66), (90, 67), (90, 68)], way
+    assert any((a != b).any() for a, b in zip(found["window"], found["scales"], strict=True))
 
 
 def test_predict_by_name_with_weights(run, photos, tmp_path):
@@ -134,7 +217,10 @@ def test_evaluate_is_the_same_on_one_device_set_or_another(run, photos, tmp_path
         (["train", "unet_small", "--out", "x", "--stepz", "3"], "--steps"),
         (["train", "unet_small", "--out", "x", "--shard", "model=4"], "data=N, fsdp=N and spatial=N"),
         (["train", "unet_small", "--out", "x", "--data", "nowhere"], "nowhere"),
+        (["train", "unet_small", "--out", "x", "--loss", "dice+lovas"], 'did you mean "lovasz_softmax"?'),
+        (["train", "unet_small", "--out", "x", "--backbone-rate", "0"], "has no backbone"),
         (["predict", "unet_small", "p.jpg", "--out", "x"], "no such file"),
+        (["predict", "unet_small", "pyproject.toml", "--out", "x"], "add --weights"),
         (["predict", "nowhere", "pyproject.toml", "--out", "x"], "not the folder of a run"),
         (["trian"], "train"),
     ],

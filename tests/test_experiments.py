@@ -2,13 +2,19 @@
 
 import importlib.util
 import pathlib
+import sys
 
+import flax.linen as nn
 import numpy as np
+import pytest
 from PIL import Image
 
 from jaxseg.fit import Run
+from jaxseg.models import MODELS, SegmentationOutput
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+sys.path.append(str(pathlib.Path(__file__).parent / "data"))
+from official_folders import make_ade20k, make_cityscapes, make_pets, make_voc  # noqa: E402
 
 
 def load(name):
@@ -33,4 +39,38 @@ def test_camvid_trains_and_tabulates_the_test_part(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "bicyclist" in said
     assert "FC-DenseNet103" in said
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+class Tiny(nn.Module):
+    """A backbone of one convolution, and class scores."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.relu(nn.Conv(4, (3, 3), name="backbone")(images))
+        return SegmentationOutput(nn.Conv(self.num_classes, (1, 1), name="logits")(x), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "shown"),
+    [
+        ("voc", make_voc, "tv monitor"),
+        ("cityscapes", make_cityscapes, "bicycle"),
+        ("ade20k", make_ade20k, "thing149"),
+        ("pets", make_pets, "pet"),
+    ],
+)
+def test_a_benchmark_trains_scores_and_tabulates(name, make, shown, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(MODELS, "tiny", Tiny)
+    experiment = load(name)
+    if hasattr(experiment, "CANVAS"):
+        monkeypatch.setattr(experiment, "CANVAS", (12, 16))
+    folders = make(tmp_path)
+    data = {"data": folders} if isinstance(folders, pathlib.Path) else dict(zip(("data", "sbd"), folders, strict=True))
+    run = Run(steps=2, batch=8, out=tmp_path / "run")
+    experiment.main(experiment.Config(**data, run=run, model="tiny", size=(8, 8)))
+    assert shown in capsys.readouterr().out
+    assert (tmp_path / "run" / "predictions.png").exists()
     assert (tmp_path / "run" / "results.json").exists()

@@ -27,6 +27,7 @@ MAY = {
     "predict": {"ops", "data"},
     "export": set(),
     "aot": {"losses", "parallel", "train"},
+    "predict": {"ops", "data", "metrics"},
     "runs": {"checkpoint", "models"},
     "report": {"data", "predict", "runlog", "runs", "visualize"},
     "cli": {"*"},

@@ -1,16 +1,20 @@
 """`jaxseg train`: any semantic model on the embedded shapes or on a folder."""
 
 import dataclasses
+import difflib
 import functools
 import json
 import pathlib
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from flax import traverse_util
+from jaxtyping import Array, PyTree
 
 from jaxseg import losses, parallel
 from jaxseg.cli.arguments import Size, checked, describe, evaluation_split, nearest_model, open_split
@@ -25,11 +29,11 @@ from jaxseg.data import (
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
 from jaxseg.models import MODELS
 from jaxseg.report import finish_run
-from jaxseg.runs import model_config, model_from_config
-from jaxseg.train import adamw_cosine, sgd_poly, supervised
-from jaxseg.weights.vgg import load_encoder
+from jaxseg.runs import load_variables, model_config, model_from_config
+from jaxseg.train import adamw_cosine, sgd_poly, slower, supervised
+from jaxseg.weights import WeightsMismatch, from_published, load_encoder, load_published, read_weights
 
-__all__ = ["Train", "mesh_axes", "placement_of", "train_command"]
+__all__ = ["LOSSES", "PIXELWISE", "Train", "backbone_of", "loss_of", "mesh_axes", "placement_of", "start_from", "train_command"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +68,10 @@ class Train:
     """AdamW under warm-up and cosine, or SGD with momentum under poly decay."""
     learning_rate: float | None = None
     """Peak; default 5e-3 for adamw, 1e-2 for sgd."""
-    loss: Literal["cross_entropy", "dice", "focal", "cross_entropy+dice"] = "cross_entropy+dice"
-    """What is minimised."""
+    loss: str = "cross_entropy+dice"
+    """What is minimised, one or a sum: cross_entropy, ohem, focal, dice, jaccard, tversky, lovasz_softmax, boundary."""
     class_weights: Literal["none", "median"] = "none"
-    """`median`: median-frequency balancing of the cross-entropy or focal loss."""
+    """`median`: median-frequency balancing of cross_entropy, ohem and focal; the others weigh classes alike."""
     border_weights: bool = False
     """Weigh pixels between touching objects as the U-Net paper does."""
     augment: tuple[Literal["flip", "scale_crop", "color", "elastic"], ...] = ("flip", "scale_crop")
@@ -81,7 +85,10 @@ class Train:
     remat: bool = False
     """Recompute activations in the backward pass to save memory, where the model can."""
     weights: pathlib.Path | None = None
-    """Weights of the encoder, for models on VGG: torchvision's state_dict (.pth, .safetensors), or Caffe's (.npz)."""
+    """What to start from: a published checkpoint of the model (.pth, .safetensors; another number of classes leaves
+    the head out), ImageNet weights of its backbone (also Caffe's VGG-16, .npz), or the folder of a run of the model."""
+    backbone_rate: float = 1.0
+    """The backbone's share of the learning rate; 0 freezes it, statistics of its batch norms included."""
     ignore_label: int | None = None
     """A label of the folder's masks to ignore, beside 255."""
     validation_fraction: float = 0.1
@@ -122,19 +129,105 @@ def initialize_distributed(words: str) -> None:
     jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]), **lost)
 
 
-def _loss(config: Train, weights: np.ndarray | None) -> Callable:
+LOSSES: dict[str, Callable] = {
+    "cross_entropy": losses.cross_entropy,
+    "ohem": losses.ohem_cross_entropy,
+    "focal": losses.focal_loss,
+    "dice": losses.dice_loss,
+    "jaccard": losses.jaccard_loss,
+    "tversky": losses.tversky_loss,
+    "lovasz_softmax": losses.lovasz_softmax,
+    "boundary": losses.boundary_loss,
+}
+PIXELWISE = ("cross_entropy", "ohem", "focal")  # a class counts by its pixels, so class weights have a use
+BORDER = ("cross_entropy", "ohem")
+
+
+def loss_of(words: str, weights: np.ndarray | None) -> Callable:
+    """The sum of the losses named, with class weights and pixel weights where they belong."""
+    names = words.split("+")
+    for name in names:
+        if name not in LOSSES:
+            near = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.0)[0]
+            raise ValueError(f'no loss "{name}"; did you mean "{near}"? There are {", ".join(LOSSES)}, and sums with +')
     class_weights = None if weights is None else jnp.asarray(weights)
-    cross_entropy = functools.partial(losses.cross_entropy, class_weights=class_weights)
-    match config.loss:
-        case "cross_entropy":
-            return cross_entropy
-        case "dice":
-            return losses.dice_loss
-        case "focal":
-            return functools.partial(losses.focal_loss, class_weights=class_weights)
-        case "cross_entropy+dice":
-            return lambda logits, labels, **w: cross_entropy(logits, labels, **w) + losses.dice_loss(logits, labels)
-    raise AssertionError(config.loss)
+
+    def loss(logits: Array, labels: Array, **pixel_weights: Array) -> Array:
+        total = jnp.float32(0)
+        for name in names:
+            options = {"class_weights": class_weights} if name in PIXELWISE else {}
+            total += LOSSES[name](logits, labels, **options, **pixel_weights if name in BORDER else {})
+        return total
+
+    return loss
+
+
+def backbone_of(variables: PyTree) -> str:
+    """The submodule that is the model's backbone. Raises ValueError where it has none."""
+    found = [name for name in ("backbone", "encoder") if name in variables["params"]]
+    if not found:
+        raise ValueError(
+            f"--backbone-rate: this model has no backbone, only {', '.join(sorted(variables['params']))[:60]} ..."
+        )
+    return found[0]
+
+
+def _backbone_from(path: pathlib.Path, model: nn.Module, variables: PyTree) -> PyTree:
+    """`variables` with the backbone's from a file of ImageNet's classification weights, by its publisher's names."""
+    found: dict[str, nn.Module] = {}
+
+    def note(call: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+        if context.method_name == "__call__" and context.module.path in (("backbone",), ("encoder",)):
+            found[context.module.name] = context.module.clone(parent=None, name=None)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):  # the backbone as the model makes it: its stem, its dilations
+        images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+        jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+    if not found:
+        raise WeightsMismatch(f"{type(model).__name__} has no backbone")
+    name, backbone = found.popitem()
+    own = {collection: tree[name] for collection, tree in variables.items() if name in tree}
+    loaded = from_published(read_weights(path), backbone, own, where=str(path)).variables
+    return {c: tree | {name: loaded[c]} if name in tree else tree for c, tree in variables.items()}
+
+
+def start_from(path: pathlib.Path, model: nn.Module) -> Callable[[PyTree], PyTree]:
+    """A function from fresh variables to variables with what a run's folder or a published file holds.
+
+    Raises WeightsMismatch where it is neither of the model nor of its encoder.
+    """
+
+    def from_run(variables: PyTree) -> tuple[PyTree, str]:
+        trained = traverse_util.flatten_dict(load_variables(path)[0])
+        flat = traverse_util.flatten_dict(variables)
+        fits = {k: jnp.asarray(v) for k, v in trained.items() if k in flat and flat[k].shape == v.shape}
+        left = ["/".join(k[1:]) for k in flat if k not in fits]
+        if len(fits) < len(flat) / 2:
+            raise WeightsMismatch(f"{path} is a run of another model: {len(left)} of {len(flat)} entries do not fit")
+        said = f"started from {path}" + (f", but for {', '.join(left)}" if left else "")
+        return traverse_util.unflatten_dict(flat | fits), said
+
+    def from_file(variables: PyTree) -> tuple[PyTree, str]:
+        try:
+            loaded = load_published(path, model, variables)
+        except WeightsMismatch as whole:
+            load = load_encoder if path.suffix == ".npz" else functools.partial(_backbone_from, model=model)
+            try:
+                return load(path, variables=variables), f"started from the backbone in {path}"
+            except WeightsMismatch as backbone:
+                raise WeightsMismatch(
+                    f"{path} fits neither the model ({whole}) nor its backbone ({backbone})"
+                ) from None
+        return loaded.variables, loaded.left_out or f"started from {path}, {loaded.publisher}'s"
+
+    def start(variables: PyTree) -> PyTree:
+        variables, said = (from_run if path.is_dir() else from_file)(variables)
+        if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(variables)):
+            print(said, flush=True)
+        return variables
+
+    return start
 
 
 def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
@@ -145,8 +238,11 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
         raise ValueError(
             f'no model "{config.model}"; did you mean "{nearest_model(config.model)}"? `jaxseg models` lists all'
         )
-    if config.border_weights and config.loss not in ("cross_entropy", "cross_entropy+dice"):
+    loss_of(config.loss, None)
+    if config.border_weights and not set(BORDER) & set(config.loss.split("+")):
         raise ValueError(f"--border-weights weigh the cross-entropy; --loss is {config.loss}")
+    if config.backbone_rate < 0:
+        raise ValueError(f"--backbone-rate is 0 or more, got {config.backbone_rate}")
     placement = placement_of(config.parallel, config.shard)
     asked = config.ignore_label, config.validation_fraction
     train = open_split(config.data, "train", *asked)
@@ -157,7 +253,8 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
     described = model_config(config.model, train.num_classes, config.size, train.class_names, train.palette, **fields)
     model = model_from_config(described)
     images = jax.ShapeDtypeStruct((1, *config.size, 3), jnp.float32)
-    jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)  # is the size one it takes?
+    # is the size one that it takes?
+    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
 
     rate = config.learning_rate or {"adamw": 5e-3, "sgd": 1e-2}[config.optimizer]
     described |= {"data": "shapes" if config.data == "shapes" else "folder", "examples": len(train)}
@@ -166,6 +263,9 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
         value = getattr(config, name)
         described[name] = list(value) if isinstance(value, tuple) else value
     described["weights"] = config.weights and config.weights.name
+    backbone = backbone_of(shapes) if config.backbone_rate != 1 else ""
+    if backbone:
+        described["backbone_rate"] = config.backbone_rate
     if (finished := config.out / "results.json").exists():
         results = json.loads(finished.read_text())
         if results["config"] == described:
@@ -184,14 +284,17 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
         "elastic": elastic(),
     }
     optimizer = (adamw_cosine if config.optimizer == "adamw" else sgd_poly)(rate, config.steps)
+    if backbone and config.backbone_rate:
+        optimizer = slower(optimizer, config.backbone_rate, [backbone])
     fns = supervised(
         model,
-        loss=_loss(config, weights),
+        loss=loss_of(config.loss, weights),
         optimizer=optimizer,
         augment=[transforms[name] for name in config.augment],
         ema_decay=config.ema,
         accumulate=config.accumulate,
-        pretrained=None if config.weights is None else functools.partial(load_encoder, config.weights),
+        pretrained=None if config.weights is None else start_from(config.weights, model),
+        frozen=[backbone] if config.backbone_rate == 0 else (),
     )
     run = Run(config.steps, config.batch, config.out, config.seed, config.checkpoint_every, config.evaluate_every)
     source = with_border_weights(train) if config.border_weights else train

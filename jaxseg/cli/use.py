@@ -1,10 +1,14 @@
 """`jaxseg predict` and `jaxseg evaluate`: using what a run left."""
 
+import collections
+import concurrent.futures
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal
 
 import flax.linen as nn
@@ -22,7 +26,7 @@ from jaxseg.data import DataError, read_image, voc_palette
 from jaxseg.fit import evaluate_batches, evaluation_feed
 from jaxseg.losses import cross_entropy
 from jaxseg.models import MODELS, create_model
-from jaxseg.predict import predictor
+from jaxseg.predict import batch_predictor, sliding_predictor
 from jaxseg.report import metrics_table
 from jaxseg.runs import load_variables, model_from_config
 from jaxseg.train import TrainState, supervised
@@ -36,7 +40,7 @@ _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Segment photographs: for each a label map, a palette PNG and an overlay."""
+    """Segment photographs: for each a label map, a palette PNG and an overlay, of the photograph's size."""
 
     model: tyro.conf.Positional[str]
     """The folder of a run, or a model's name with --weights."""
@@ -50,6 +54,18 @@ class Predict:
     """Height x width at which a published model sees images (default 512x512); a run knows its own."""
     classes: int = 21
     """Number of classes of a published checkpoint."""
+    window: Size | None = None
+    """Height x width of windows that slide over the image at its own size, scores averaged where they overlap."""
+    stride: float = 2 / 3
+    """Distance between windows, as a share of the window."""
+    long_side: int | None = None
+    """With --window: first scale the image so that its longer side has this many pixels."""
+    scales: tuple[float, ...] = (1.0,)
+    """Sizes to see the image at, relative to its own with --window and to the size that fits without."""
+    flip: bool = False
+    """See every window mirrored, too."""
+    batch: int = 1
+    """Images, or with windows, scales or flip windows, that the model sees at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,25 +136,83 @@ def _trained(config: Predict) -> tuple[nn.Module, PyTree, tuple[int, int], np.nd
     return model_from_config(trained), variables, tuple(trained["size"]), np.array(trained["palette"], np.uint8)
 
 
+def _segment(
+    config: Predict, model: nn.Module, variables: PyTree, size: tuple[int, int], images: int
+) -> tuple[Callable[[Sequence[np.ndarray]], list[np.ndarray]], int]:
+    """What turns images into label maps, and how many at once."""
+    if config.batch < 1:
+        raise ValueError(f"--batch is at least 1, got {config.batch}")
+    if config.long_side is not None and (config.window is None or config.long_side < 1):
+        raise ValueError("--long-side is a positive number of pixels, and belongs to --window; without, --size says it")
+    if config.window is None and config.scales == (1.0,) and not config.flip:
+        together = min(config.batch, images)
+        return batch_predictor(model, variables, size, together), together
+    base = size if config.window is None else None
+    if config.long_side is not None:
+        base = (config.long_side, config.long_side)
+    predict = sliding_predictor(
+        model,
+        variables,
+        config.window or size,
+        stride=config.stride,
+        scales=config.scales,
+        flip=config.flip,
+        base=base,
+        batch=config.batch,
+    )
+    return lambda images: [predict(image) for image in images], 1
+
+
+def _read_ahead(
+    files: Sequence[tuple[pathlib.Path, pathlib.Path]], ahead: int
+) -> Iterator[tuple[pathlib.Path, np.ndarray | DataError]]:
+    """Each file's name and image, or what is wrong with it; two threads decode while the caller works."""
+
+    def read(path: pathlib.Path) -> np.ndarray | DataError:
+        try:
+            return read_image(path)
+        except DataError as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        rest = iter(files)
+        reading = collections.deque((name, pool.submit(read, path)) for path, name in itertools.islice(rest, ahead))
+        while reading:
+            name, image = reading.popleft()
+            reading.extend((n, pool.submit(read, path)) for path, n in itertools.islice(rest, 1))
+            yield name, image.result()
+
+
+def _write_pictures(base: pathlib.Path, image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> None:
+    base.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(labels.astype(np.uint8)).save(base.with_name(base.name + "_labels.png"))
+    palette_image(labels, palette).save(base.with_name(base.name + "_palette.png"))
+    Image.fromarray(overlay(image, labels, palette)).save(base.with_name(base.name + "_overlay.png"))
+
+
 def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
-    """Segment photographs or folders with what a run trained."""
+    """Segment photographs or folders with what a run trained, or with published weights.
+
+    By default an image is scaled to fit the size that the model trained at. --window slides over it at its own size
+    instead; --scales and --flip average probabilities over scaled and mirrored images. PSPNet's protocol on VOC is
+    --window 473x473 --long-side 512 --scales 0.5 0.75 1 1.25 1.5 1.75 --flip. Unreadable files are skipped, named
+    at the end, and make the exit code 1.
+    """
     files = _image_files(config.paths)
     model, variables, size, palette = _trained(config)
-    predict = predictor(model, variables, size)
-    skipped = []
+    segment, together = _segment(config, model, variables, size, len(files))
+    skipped: list[str] = []
+    group: list[tuple[pathlib.Path, np.ndarray]] = []
     with bar("segmenting") as progress:
-        for done, (path, name) in enumerate(files, 1):
-            try:
-                image = read_image(path)
-            except DataError as error:
-                skipped.append(str(error))
+        for done, (name, image) in enumerate(_read_ahead(files, 2 * together), 1):
+            if isinstance(image, DataError):
+                skipped.append(str(image))
             else:
-                labels = predict(image)
-                base = config.out / name
-                base.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(labels.astype(np.uint8)).save(base.with_name(base.name + "_labels.png"))
-                palette_image(labels, palette).save(base.with_name(base.name + "_palette.png"))
-                Image.fromarray(overlay(image, labels, palette)).save(base.with_name(base.name + "_overlay.png"))
+                group.append((name, image))
+            if group and (len(group) == together or done == len(files)):
+                for (name, image), labels in zip(group, segment([i for _, i in group]), strict=True):
+                    _write_pictures(config.out / name, image, labels, palette)
+                group.clear()
             progress(done, len(files))
     print(f"segmented {len(files) - len(skipped)} of {len(files)} images into {config.out}")
     for line in skipped:

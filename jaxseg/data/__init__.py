@@ -15,6 +15,7 @@ from jaxseg.data.canvas import MEAN_COLOUR, Fit, fit_geometry, fit_image, fit_ma
 from jaxseg.data.check import DataReport, check_data, median_frequency
 from jaxseg.data.folder import FolderSource, folder, folder_splits
 from jaxseg.data.images import read_image, read_mask
+from jaxseg.data.official import OfficialSource, ade20k, cityscapes, oxford_pets, voc
 from jaxseg.data.pipeline import batch_names, eval_batches, train_batches
 from jaxseg.data.shapes_tfds import ShapesSource, default_data_dir, prepare_shapes, shapes
 from jaxseg.data.source import IGNORE, DataError, Example, Source, voc_palette
@@ -31,11 +32,14 @@ __all__ = [
     "Example",
     "Fit",
     "FolderSource",
+    "OfficialSource",
     "ShapesSource",
     "Source",
+    "ade20k",
     "batch_names",
     "border_weights",
     "check_data",
+    "cityscapes",
     "color_jitter",
     "default_data_dir",
     "elastic",
@@ -49,6 +53,7 @@ __all__ = [
     "folder_splits",
     "median_frequency",
     "normalize",
+    "oxford_pets",
     "prepare_shapes",
     "read_image",
     "read_mask",
@@ -56,6 +61,7 @@ __all__ = [
     "scale_crop",
     "shapes",
     "train_batches",
+    "voc",
     "voc_palette",
     "with_border_weights",
 ]

@@ -1,5 +1,24 @@
 """Losses: float32 scalars of logits and labels, averaged over the global batch."""
 
-from jaxseg.losses.segmentation import cross_entropy, dice_loss, focal_loss
+from jaxseg.losses.boundary import boundary_loss, signed_distance
+from jaxseg.losses.lovasz import lovasz_softmax
+from jaxseg.losses.segmentation import (
+    cross_entropy,
+    dice_loss,
+    focal_loss,
+    jaccard_loss,
+    ohem_cross_entropy,
+    tversky_loss,
+)
 
-__all__ = ["cross_entropy", "dice_loss", "focal_loss"]
+__all__ = [
+    "boundary_loss",
+    "cross_entropy",
+    "dice_loss",
+    "focal_loss",
+    "jaccard_loss",
+    "lovasz_softmax",
+    "ohem_cross_entropy",
+    "signed_distance",
+    "tversky_loss",
+]

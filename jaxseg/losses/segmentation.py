@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxseg.ops.batch import batch_sum
+from jaxseg.ops.batch import batch_gather, batch_sum
 
-__all__ = ["IGNORE", "cross_entropy", "dice_loss", "focal_loss"]
+__all__ = ["IGNORE", "cross_entropy", "dice_loss", "focal_loss", "jaccard_loss", "ohem_cross_entropy", "tversky_loss"]
 
 IGNORE = 255
 
@@ -57,19 +57,89 @@ def cross_entropy(
     return total / jnp.where(weight > 0, weight, 1)
 
 
-def dice_loss(logits: Logits, labels: Labels, *, smooth: float = 1.0) -> Float[Array, ""]:
-    """Soft Dice: 1 - mean over present classes of (2 sum pg + s) / (sum p + sum g + s) (Milletari et al. 2016).
+def ohem_cross_entropy(
+    logits: Logits,
+    labels: Labels,
+    *,
+    threshold: float = 0.7,
+    min_kept: int = 100_000,
+    class_weights: Float[Array, "k"] | None = None,
+    pixel_weights: Float[Array, "n h w"] | None = None,
+    label_smoothing: float = 0.0,
+) -> Float[Array, ""]:
+    """Cross-entropy over the hard pixels (online hard example mining; Shrivastava et al. 2016, Wu et al. 2016).
 
-    The sums run over the valid pixels of the global batch; a class without a labelled pixel has no part.
+    Kept are the valid pixels whose true class has a probability below `threshold`, and at least the `min_kept` of
+    the lowest in the global batch; with fewer valid pixels than that, all. The rest is `cross_entropy`.
+    """
+    _, picked, _ = _log_probability(logits, labels)
+    # an ignored pixel sorts after all that count
+    p = jax.lax.stop_gradient(jnp.where(labels == IGNORE, 2.0, jnp.exp(picked)))
+    kept = p < threshold
+    everyone = batch_gather(p).ravel()
+    if (k := min(min_kept, everyone.size)) > 0:
+        kept |= p <= jnp.sort(everyone)[k - 1]
+    return cross_entropy(
+        logits,
+        jnp.where(kept, labels, IGNORE),
+        class_weights=class_weights,
+        pixel_weights=pixel_weights,
+        label_smoothing=label_smoothing,
+    )
+
+
+def mean_of_present(
+    values: Float[Array, "k"], truth: Float[Array, "k"], class_weights: Float[Array, "k"] | None
+) -> Float[Array, ""]:
+    """The mean of `values`, weighted by class, over the classes that have `truth` pixels; 0 without any."""
+    weights = (truth > 0).astype(jnp.float32)
+    if class_weights is not None:
+        weights = weights * class_weights.astype(jnp.float32)
+    total = weights.sum()
+    return jnp.sum(values * weights) / jnp.where(total > 0, total, 1)
+
+
+def tversky_loss(
+    logits: Logits,
+    labels: Labels,
+    *,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    smooth: float = 1.0,
+    class_weights: Float[Array, "k"] | None = None,
+) -> Float[Array, ""]:
+    """1 - mean over present classes of (TP + s) / (TP + alpha FP + beta FN + s) (Salehi et al. 2017, eq. 3).
+
+    TP, FP and FN are sums of softmax probability over the valid pixels of the global batch; a class without a
+    labelled pixel has no part. `class_weights` weigh the mean.
     """
     valid = labels != IGNORE
     p = jnp.where(valid[..., None], jax.nn.softmax(logits.astype(jnp.float32)), 0)
     g = jax.nn.one_hot(jnp.where(valid, labels, -1), logits.shape[-1])
     axes = (0, 1, 2)
     overlap, mass, truth = batch_sum(((p * g).sum(axes), p.sum(axes), g.sum(axes)))
-    dice = (2 * overlap + smooth) / (mass + truth + smooth)
-    present = (truth > 0).astype(jnp.float32)
-    return jnp.sum((1 - dice) * present) / jnp.maximum(present.sum(), 1)
+    index = (overlap + smooth) / (overlap + alpha * (mass - overlap) + beta * (truth - overlap) + smooth)
+    return mean_of_present(1 - index, truth, class_weights)
+
+
+def dice_loss(
+    logits: Logits, labels: Labels, *, smooth: float = 1.0, class_weights: Float[Array, "k"] | None = None
+) -> Float[Array, ""]:
+    """Soft Dice: 1 - mean over present classes of (2 sum pg + s) / (sum p + sum g + s) (Milletari et al. 2016).
+
+    Tversky's with alpha = beta = 1/2; the rest is as there.
+    """
+    return tversky_loss(logits, labels, alpha=0.5, beta=0.5, smooth=smooth / 2, class_weights=class_weights)
+
+
+def jaccard_loss(
+    logits: Logits, labels: Labels, *, smooth: float = 1.0, class_weights: Float[Array, "k"] | None = None
+) -> Float[Array, ""]:
+    """Soft IoU: 1 - mean over present classes of (sum pg + s) / (sum p + sum g - sum pg + s) (Rahman and Wang 2016).
+
+    Tversky's with alpha = beta = 1; the rest is as there.
+    """
+    return tversky_loss(logits, labels, alpha=1.0, beta=1.0, smooth=smooth, class_weights=class_weights)
 
 
 def focal_loss(

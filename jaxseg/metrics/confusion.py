@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-__all__ = ["SegmentationScores", "confusion_matrix", "mean_iou", "segmentation_scores"]
+__all__ = ["SegmentationScores", "confusion_matrix", "mean_iou", "named_scores", "segmentation_scores"]
 
 
 def confusion_matrix(
@@ -40,6 +40,7 @@ class SegmentationScores(NamedTuple):
     dice: float  # mean over classes of 2 overlap / (true + predicted)
     iou_per_class: np.ndarray  # [K], NaN for a class in neither truth nor prediction
     accuracy_per_class: np.ndarray  # [K], NaN for a class without a labelled pixel
+    dice_per_class: np.ndarray  # [K], NaN for a class in neither truth nor prediction
 
 
 def _nanmean(x: np.ndarray) -> float:
@@ -55,4 +56,18 @@ def segmentation_scores(confusion: Int[np.ndarray, "k k"] | Float[np.ndarray, "k
         accuracy = overlap / true
         dice = 2 * overlap / (true + predicted)
         global_accuracy = overlap.sum() / c.sum()
-    return SegmentationScores(_nanmean(iou), float(global_accuracy), _nanmean(accuracy), _nanmean(dice), iou, accuracy)
+    means = _nanmean(iou), float(global_accuracy), _nanmean(accuracy), _nanmean(dice)
+    return SegmentationScores(*means, iou, accuracy, dice)
+
+
+def named_scores(confusion: Int[np.ndarray, "k k"] | Float[np.ndarray, "k k"]) -> dict[str, float]:
+    """The scores of a summed confusion matrix by the names that logs and result files have."""
+    scores = segmentation_scores(confusion)
+    return {
+        "miou": scores.miou,
+        "global_accuracy": scores.global_accuracy,
+        "class_accuracy": scores.class_accuracy,
+        "dice": scores.dice,
+        **{f"iou/{k}": float(iou) for k, iou in enumerate(scores.iou_per_class)},
+        **{f"accuracy/{k}": float(x) for k, x in enumerate(scores.accuracy_per_class)},
+    }

@@ -10,9 +10,9 @@ parameters is then averaged over devices (`batch_mean`), because the transpose o
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int, PyTree, Shaped
 
-__all__ = ["BATCH_AXIS", "batch_mean", "batch_sum", "example_index", "in_mapped_batch"]
+__all__ = ["BATCH_AXIS", "batch_gather", "batch_mean", "batch_sum", "example_index", "in_mapped_batch"]
 
 BATCH_AXIS = "data"
 
@@ -34,6 +34,11 @@ def batch_sum(tree: PyTree) -> PyTree:
 def batch_mean(tree: PyTree) -> PyTree:
     """Averages each leaf over the devices that share the global batch."""
     return jax.lax.pmean(tree, BATCH_AXIS) if in_mapped_batch() else tree
+
+
+def batch_gather(x: Shaped[Array, "n *s"]) -> Shaped[Array, "m *s"]:
+    """The slices of all devices that share the global batch, on each of them; for what sorts the whole batch."""
+    return jax.lax.all_gather(x, BATCH_AXIS, tiled=True) if in_mapped_batch() else x
 
 
 def example_index(n: int) -> Int[Array, "n"]:

@@ -1,12 +1,27 @@
 """Losses against NumPy written from the definitions, and their means over a pmapped batch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.losses import cross_entropy, dice_loss, focal_loss
+from jaxseg import parallel
+from jaxseg.losses import (
+    boundary_loss,
+    cross_entropy,
+    dice_loss,
+    focal_loss,
+    jaccard_loss,
+    lovasz_softmax,
+    ohem_cross_entropy,
+    signed_distance,
+    tversky_loss,
+)
 from jaxseg.ops.batch import BATCH_AXIS
+
+WEIGHTS = np.array([0.2, 1.0, 3.0, 0.5], np.float32)
 
 
 def example(seed=0, n=8, h=5, w=4, k=3, ignored=0.3):
@@ -54,16 +69,100 @@ def test_cross_entropy_is_the_weighted_mean(weighted, smoothing):
     np.testing.assert_allclose(got, naive_cross_entropy(logits, labels, class_weights, pixel_weights, smoothing), 1e-5)
 
 
-def test_dice_is_one_minus_the_mean_overlap_of_present_classes():
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("loss", "index"),
+    [
+        (dice_loss, lambda p, g: (2 * (p * g).sum() + 1) / (p.sum() + g.sum() + 1)),
+        (jaccard_loss, lambda p, g: ((p * g).sum() + 1) / (p.sum() + g.sum() - (p * g).sum() + 1)),
+        (
+            tversky_loss,
+            lambda p, g: 1 / (1 + (0.3 * (p * (1 - g)).sum() + 0.7 * ((1 - p) * g).sum()) / ((p * g).sum() + 1)),
+        ),
+    ],
+)
+def test_overlap_losses_are_one_minus_the_mean_index_of_present_classes(loss, index, weighted):
     logits, labels = example(k=4)
     labels[labels == 2] = 1  # class 2 is absent
     p, valid = probabilities(logits), labels != 255
-    scores = []
-    for c in (0, 1, 3):
-        g = (labels == c) & valid
-        pc = p[..., c] * valid
-        scores.append((2 * (pc * g).sum() + 1) / (pc.sum() + g.sum() + 1))
-    np.testing.assert_allclose(dice_loss(jnp.array(logits), jnp.array(labels)), 1 - np.mean(scores), 1e-5)
+    present = [0, 1, 3]
+    scores = [index(p[..., c][valid], (labels == c)[valid].astype(float)) for c in present]
+    want = 1 - np.average(scores, weights=WEIGHTS[present] if weighted else None)
+    got = jax.jit(loss)(logits, labels, class_weights=WEIGHTS if weighted else None)
+    np.testing.assert_allclose(got, want, 1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("threshold", "min_kept"), [(0.3, 20), (0.9, 20), (0.0, 7), (0.5, 0), (0.1, 10_000)])
+def test_ohem_is_the_cross_entropy_of_the_hardest_pixels(threshold, min_kept, weighted):
+    logits, labels = example()
+    p, valid = probabilities(logits), labels != 255
+    cw = WEIGHTS[:3] if weighted else np.ones(3)
+    pixels = sorted((p[index][labels[index]], cw[labels[index]]) for index in zip(*np.nonzero(valid), strict=True))
+    kept = [(q, w) for rank, (q, w) in enumerate(pixels) if q < threshold or rank < min_kept]
+    want = sum(-w * np.log(q) for q, w in kept) / sum(w for _, w in kept)
+    loss = functools.partial(ohem_cross_entropy, threshold=threshold, min_kept=min_kept)
+    got = jax.jit(loss)(logits, labels, class_weights=cw.astype(np.float32))
+    np.testing.assert_allclose(got, want, 1e-5)
+    assert len(kept) < valid.sum() or min_kept == 10_000
+
+
+def naive_lovasz(p, labels, class_weights):
+    """The extension by its set function: the Jaccard loss of the set of the worst pixels, one more at a time."""
+    p, labels = p[labels != 255], labels[labels != 255]
+    values, weights = [], []
+    for c in np.unique(labels):
+        truth = labels == c
+        errors = np.where(truth, 1 - p[:, c], p[:, c])
+        wrong, before, value = np.zeros_like(truth), 0.0, 0.0
+        for i in np.argsort(-errors):
+            wrong[i] = True
+            now = 1 - (truth & ~wrong).sum() / (truth | wrong).sum()
+            value, before = value + errors[i] * (now - before), now
+        values.append(value)
+        weights.append(class_weights[c])
+    return np.average(values, weights=weights) if values else None
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("per_image", [False, True])
+def test_lovasz_is_the_extension_of_the_jaccard_loss(per_image, weighted):
+    logits, labels = example(k=4)
+    labels[labels == 2] = 1
+    labels[1:3][labels[1:3] == 3] = 0  # images differ in what is present
+    p, cw = probabilities(logits), WEIGHTS if weighted else np.ones(4, np.float32)
+    if per_image:
+        want = np.mean([naive_lovasz(*image, cw) for image in zip(p[1:], labels[1:], strict=True)])  # 0 is all ignored
+    else:
+        want = naive_lovasz(p, labels, cw)
+    got = jax.jit(functools.partial(lovasz_softmax, per_image=per_image))(logits, labels, class_weights=cw)
+    np.testing.assert_allclose(got, want, 1e-5)
+
+
+def naive_distance(labels, k):
+    out = np.zeros((*labels.shape, k))
+    for c in range(k):
+        inside, outside = np.argwhere(labels == c), np.argwhere((labels != c) & (labels != 255))
+        if len(inside) and len(outside):
+            for q in np.ndindex(labels.shape):
+                far = lambda others, q=q: np.sqrt(((others - q) ** 2).sum(1)).min()  # noqa: E731
+                out[(*q, c)] = 1 - far(outside) if labels[q] == c else far(inside)
+    return out
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_boundary_is_probability_by_signed_distance(weighted):
+    logits, labels = example(n=4, h=9, w=12, k=4)
+    labels[labels == 2] = 1
+    labels[1] = 3  # one class fills an image
+    labels[2, :, :4], labels[3, 0, 0] = 0, 2
+    distances = np.stack([naive_distance(image, 4) for image in labels])
+    np.testing.assert_allclose(jax.jit(signed_distance, static_argnums=1)(labels, 4), distances, atol=1e-5)
+    assert distances.min() < -2
+    p, valid, cw = probabilities(logits), labels != 255, WEIGHTS if weighted else np.ones(4)
+    want = ((p * distances * cw).sum(-1) * valid).sum() / valid.sum() / cw.sum()
+    got = jax.jit(boundary_loss)(logits, labels, class_weights=WEIGHTS if weighted else None)
+    np.testing.assert_allclose(got, want, 1e-5)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
@@ -77,24 +176,58 @@ def test_focal_is_its_equation(gamma):
     np.testing.assert_allclose(got, want, 2e-5)
 
 
-LOSSES = [cross_entropy, dice_loss, focal_loss]
+def lovasz_per_image(logits, labels, **options):
+    return lovasz_softmax(logits, labels, per_image=True, **options)
+
+
+def ohem(logits, labels, **options):
+    return ohem_cross_entropy(logits, labels, threshold=0.2, min_kept=30, **options)
+
+
+LOSSES = [
+    cross_entropy,
+    dice_loss,
+    focal_loss,
+    jaccard_loss,
+    tversky_loss,
+    ohem,
+    lovasz_softmax,
+    lovasz_per_image,
+    boundary_loss,
+]
+
+
+@functools.cache
+def value_and_grad(loss):
+    return jax.jit(jax.value_and_grad(loss))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_valid_pixel_gives_zero_and_a_zero_gradient(loss):
-    logits = jnp.ones((2, 3, 3, 4))
-    labels = jnp.full((2, 3, 3), 255, jnp.int32)
-    value, grad = jax.value_and_grad(loss)(logits, labels)
+    value, grad = value_and_grad(loss)(jnp.ones((2, 1, 3, 3)), jnp.full((2, 1, 3), 255, jnp.int32))
     assert value == 0
     assert not np.any(grad)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_confident_logits_keep_gradients_finite(loss):
-    logits = jnp.array([[[[80.0, -80.0]], [[-80.0, 80.0]]]])
-    value, grad = jax.value_and_grad(loss)(logits, jnp.zeros((1, 2, 1), jnp.int32))
-    assert np.isfinite(value)
-    assert np.isfinite(grad).all()
+def test_perfect_and_hopeless_logits_keep_values_and_gradients_finite(loss):
+    labels = jnp.array([[[0, 1, 255]], [[0, 0, 1]]])
+    perfect = 160.0 * jax.nn.one_hot(labels, 3) - 80
+    for logits in (perfect, -perfect, jnp.zeros((2, 1, 3, 3))):
+        value, grad = value_and_grad(loss)(logits, labels)
+        assert np.isfinite(value)
+        assert np.isfinite(grad).all()
+    assert value_and_grad(loss)(perfect, labels)[0] < value_and_grad(loss)(-perfect, labels)[0]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_bfloat16_logits_give_a_float32_loss(loss):
+    logits, labels = example()
+    low = jnp.array(logits, jnp.bfloat16)
+    compiled = jax.jit(functools.partial(loss, class_weights=jnp.array(WEIGHTS[:3])))
+    got = compiled(low, labels)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, compiled(low.astype(jnp.float32), labels), rtol=1e-6)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -111,3 +244,36 @@ def test_pmapped_loss_and_gradient_are_those_of_the_global_batch(loss):
     got = mapped(scale, logits.reshape(4, 2, *logits.shape[1:]), labels.reshape(4, 2, *labels.shape[1:]))
     np.testing.assert_allclose(got[0], value, rtol=1e-6)
     np.testing.assert_allclose(got[1], grad, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_over_a_mesh_is_that_of_the_global_batch(loss):
+    logits, labels = example(n=8, h=4)
+    batch = {"logits": logits, "labels": labels}
+
+    @jax.jit
+    def valued(batch):
+        return jax.value_and_grad(lambda x: loss(x, batch["labels"]))(batch["logits"])
+
+    placement = parallel.over_mesh(parallel.make_mesh(data=4, spatial=2))
+    placed = placement.put_batch(batch)
+    assert len(placed["logits"].sharding.device_set) == 8
+    for got, want in zip(valued(placed), valued(batch), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("per_image", [False, True])
+def test_lovasz_and_its_gradient_are_those_of_smp(per_image):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("torchvision_shim")  # which SMP imports
+    from segmentation_models_pytorch.losses import LovaszLoss
+
+    logits, labels = example(k=4)
+    logits, labels = logits[1:], labels[1:]
+    theirs = torch.tensor(logits.transpose(0, 3, 1, 2), requires_grad=True)
+    value = LovaszLoss("multiclass", per_image=per_image, ignore_index=255)(theirs, torch.tensor(labels).long())
+    value.backward()
+    got, grad = jax.value_and_grad(lambda x: lovasz_softmax(x, jnp.array(labels), per_image=per_image))(logits)
+    np.testing.assert_allclose(got, value.item(), rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(grad).transpose(0, 3, 1, 2), theirs.grad.numpy(), atol=1e-6)

@@ -45,6 +45,7 @@ def test_hand_made_scores():
     np.testing.assert_allclose(scores.miou, (3 / 4 + 2 / 3) / 2)  # the class that never occurs has no part
     np.testing.assert_allclose(scores.class_accuracy, (3 / 4 + 1) / 2)
     np.testing.assert_allclose(scores.dice, (6 / 7 + 4 / 5) / 2)
+    np.testing.assert_allclose(scores.dice_per_class, [6 / 7, 4 / 5, np.nan])
     np.testing.assert_allclose(scores.global_accuracy, 5 / 6)
 
 

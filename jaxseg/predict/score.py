@@ -1,0 +1,29 @@
+"""Scores of a predictor on a source, image by image at their own sizes: how benchmarks are scored."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxseg.data.source import IGNORE, Source
+from jaxseg.metrics.confusion import named_scores
+
+__all__ = ["score"]
+
+
+def score(
+    predict: Callable[[np.ndarray], np.ndarray], source: Source, progress: Callable[[int, int], None] | None = None
+) -> dict[str, float]:
+    """Scores by name (`miou`, `iou/0`, ...) of `predict`, from an RGB image to labels of its size.
+
+    Calls `progress(done, total)` after each image.
+    """
+    k = source.num_classes
+    confusion = np.zeros((k, k), np.int64)
+    for index in range(len(source)):
+        example = source[index]
+        counted = example["label"] != IGNORE
+        cells = example["label"][counted] * k + predict(example["image"])[counted]
+        confusion += np.bincount(cells, minlength=k * k).reshape(k, k)
+        if progress is not None:
+            progress(index + 1, len(source))
+    return named_scores(confusion)

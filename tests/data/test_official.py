@@ -1,0 +1,94 @@
+"""The benchmarks' layouts on hand-made folders: what is listed, how labels map, and what is said where they are not."""
+
+import time
+
+import numpy as np
+import pytest
+from official_folders import SIZE, blocks, draw, make_ade20k, make_cityscapes, make_pets, make_voc
+
+from jaxseg.data import DataError, ade20k, check_data, cityscapes, oxford_pets, voc
+
+
+def stems(source):
+    return [image.stem for image, _ in source.pairs]
+
+
+def test_voc_and_sbd(tmp_path):
+    data, sbd = make_voc(tmp_path)
+    assert stems(voc(data, "val")) == ["c", "d"]
+    assert stems(voc(data / "VOCdevkit", "trainval")) == list("abcd")
+    # of SBD what VOC's train does not have, and nothing that VOC's val has
+    augmented = voc(data, "trainaug", sbd)
+    assert stems(augmented) == list("abefg")
+    assert augmented.class_names[15] == "person"
+    np.testing.assert_array_equal(augmented.palette[15], [192, 128, 128])
+    np.testing.assert_array_equal(augmented[1]["label"], blocks([*range(21), 255], 1))
+    np.testing.assert_array_equal(augmented[3]["label"], blocks(range(21)))
+    assert augmented[3]["label"].dtype == np.int32
+    assert check_data(augmented).images == 5
+    with pytest.raises(DataError, match="trainaug needs SBD: download benchmark"):
+        voc(data, "trainaug")
+
+
+def test_cityscapes_scores_nineteen_of_its_labels(tmp_path):
+    source = cityscapes(make_cityscapes(tmp_path), "train")
+    assert len(source) == 2
+    assert source.num_classes == 19
+    label, raw = source[0]["label"], blocks(range(34))
+    for name, of_raw in (("road", 7), ("traffic light", 19), ("person", 24), ("train", 31), ("bicycle", 33)):
+        assert (label[raw == of_raw] == source.class_names.index(name)).all()
+    assert (label[np.isin(raw, [0, 3, 6, 9, 10, 14, 15, 16, 18, 29, 30])] == 255).all()
+    assert len(np.unique(label)) == 20
+
+
+def test_ade20k_counts_from_one_and_ignores_zero(tmp_path):
+    source = ade20k(make_ade20k(tmp_path), "validation")
+    assert stems(source) == ["ADE_val_00000001", "ADE_val_00000002"]
+    assert source.class_names[149] == "thing149"
+    raw = blocks(range(151))
+    np.testing.assert_array_equal(source[0]["label"], np.where(raw == 0, 255, raw - 1))
+
+
+def test_pets_ignore_the_border(tmp_path):
+    source = oxford_pets(make_pets(tmp_path), "trainval")
+    assert stems(source) == ["Abyssinian_1", "beagle_2"]
+    np.testing.assert_array_equal(source[0]["label"], np.array([9, 1, 0, 255])[blocks([1, 2, 3])])
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "says"),
+    [
+        (voc, "val", ("VOCtrainval_11-May-2012.tar", "VOCdevkit/VOC2012/JPEGImages")),
+        (cityscapes, "val", ("gtFine_trainvaltest.zip", "nowhere/leftImg8bit/val")),
+        (ade20k, "validation", ("ADEChallengeData2016.zip", "ADEChallengeData2016/images/validation")),
+        (oxford_pets, "test", ("annotations.tar.gz", "nowhere/annotations/trimaps")),
+    ],
+)
+def test_absent_data_say_at_once_what_to_download_and_where_to_put_it(source, split, says, tmp_path):
+    began = time.monotonic()
+    with pytest.raises(DataError) as error:
+        source(tmp_path / "nowhere", split)
+    assert time.monotonic() - began < 1
+    assert len(error.value.problems) == 1
+    for words in ("download", "unpack", str(tmp_path / "nowhere"), *says):
+        assert words in str(error.value)
+    with pytest.raises(DataError, match=f"no split 'none'; there is .*{split}"):
+        source(tmp_path, "none")
+
+
+def test_files_that_are_missing_or_do_not_fit_are_named(tmp_path):
+    data = make_pets(tmp_path)
+    trimap = data / "annotations" / "trimaps" / "beagle_2.png"
+    draw(trimap, np.full(SIZE, 7))
+    with pytest.raises(DataError, match=r"beagle_2.png: label\(s\) 7, which"):
+        oxford_pets(data, "trainval")[1]
+    draw(trimap, np.ones((3, 3)))
+    with pytest.raises(DataError, match=r"beagle_2.png: annotation is \(3, 3\)"):
+        oxford_pets(data, "trainval")[1]
+    trimap.unlink()
+    with pytest.raises(DataError, match=r"1 file\(s\) missing.*\n.*beagle_2.png"):
+        oxford_pets(data, "trainval")
+    voc_data, sbd = make_voc(tmp_path / "voc")
+    (sbd / "benchmark_RELEASE" / "dataset" / "cls" / "g.mat").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"g.mat: not a class annotation of SBD"):
+        voc(voc_data, "trainaug", sbd)[4]
