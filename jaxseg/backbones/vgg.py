@@ -12,6 +12,8 @@ from jaxseg.layers import BatchNorm, Dropout
 from jaxseg.ops.pooling import adaptive_average_pool, max_pool, max_pool_with_indices
 
 __all__ = [
+    "RGB_MEAN",
+    "RGB_STD",
     "VGG",
     "VGGClassifier",
     "vgg11",
@@ -26,6 +28,17 @@ __all__ = [
 
 he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's kaiming_normal_
 
+# torchvision's standardisation, which images of ImageNet's models have
+RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _standardize(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    return jnp.diag(1 / jnp.array(RGB_STD, dtype)).reshape(shape)
+
+
+def _less_mean(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    return -jnp.array(RGB_MEAN, dtype) / jnp.array(RGB_STD, dtype)
+
 
 class VGG(nn.Module):
     """VGG's convolutions (Simonyan and Zisserman 2015, Table 1), torchvision's in every number.
@@ -38,6 +51,9 @@ class VGG(nn.Module):
     `ceil_mode` pools odd sizes as Caffe. `first_padding` is conv1_1's, 100 in the released FCN. `norm`, if
     any, stands between a convolution and its ReLU. Any height and width that leaves every pooling a row will
     do: 32 and more, or 1 and more with `ceil_mode`.
+
+    `reflect` pads by reflection, and `preprocess` puts a 1x1 convolution `conv0` before the first, which
+    starts as ImageNet's standardisation of images in [0, 1]: both as style transfer's normalised VGG has them.
     """
 
     depths: tuple[int, ...]
@@ -46,12 +62,16 @@ class VGG(nn.Module):
     ceil_mode: bool = False
     first_padding: int = 1
     with_indices: bool = False
+    reflect: bool = False
+    preprocess: bool = False
     dtype: Any = jnp.float32
     remat: bool = False
 
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> dict[str, Array]:
         x = images.astype(self.dtype)
+        if self.preprocess:
+            x = nn.Conv(3, (1, 1), kernel_init=_standardize, bias_init=_less_mean, dtype=self.dtype, name="conv0")(x)
         out: dict[str, Array] = {}
         for stage in range(1, len(self.depths) + 1):
             run = functools.partial(_stage, stage=stage, train=train)
@@ -75,7 +95,7 @@ def _stage(vgg: VGG, x: Array, *, stage: int, train: bool) -> list[Array]:
         x = nn.Conv(
             vgg.features[stage - 1],
             (3, 3),
-            padding=[(pad, pad)] * 2,
+            padding="REFLECT" if vgg.reflect else [(pad, pad)] * 2,
             kernel_init=he_init,
             dtype=vgg.dtype,
             name=f"conv{stage}_{i}",

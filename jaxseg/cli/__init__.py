@@ -17,6 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     from jaxseg.cli.cluster import cluster_command
     from jaxseg.cli.inspect import check_data_command, models_command
+    from jaxseg.cli.stylize import stylize_command
     from jaxseg.cli.train import train_command
     from jaxseg.cli.use import evaluate_command, predict_command
     from jaxseg.data import default_data_dir
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         "evaluate": evaluate_command,
         "predict": predict_command,
         "cluster": cluster_command,
+        "stylize": stylize_command,
         "models": models_command,
         "check-data": check_data_command,
     }

@@ -15,6 +15,7 @@ from jaxseg.data.canvas import MEAN_COLOUR, Fit, fit_geometry, fit_image, fit_ma
 from jaxseg.data.check import DataReport, check_data, median_frequency
 from jaxseg.data.folder import FolderSource, folder, folder_splits
 from jaxseg.data.images import read_image, read_mask
+from jaxseg.data.pictures import PictureSource, centre_square, pictures
 from jaxseg.data.pipeline import batch_names, eval_batches, train_batches
 from jaxseg.data.shapes_tfds import ShapesSource, default_data_dir, prepare_shapes, shapes
 from jaxseg.data.source import IGNORE, DataError, Example, Source, voc_palette
@@ -31,10 +32,12 @@ __all__ = [
     "Example",
     "Fit",
     "FolderSource",
+    "PictureSource",
     "ShapesSource",
     "Source",
     "batch_names",
     "border_weights",
+    "centre_square",
     "check_data",
     "color_jitter",
     "default_data_dir",
@@ -49,6 +52,7 @@ __all__ = [
     "folder_splits",
     "median_frequency",
     "normalize",
+    "pictures",
     "prepare_shapes",
     "read_image",
     "read_mask",

@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from jaxseg.models.adain_transfer import AdaINTransfer
 from jaxseg.models.deeplabv3 import deeplabv3_mobilenet_v3_large, deeplabv3_resnet50, deeplabv3_resnet101
 from jaxseg.models.deeplabv3plus import deeplabv3plus_resnet34, deeplabv3plus_resnet50, deeplabv3plus_resnet101
 from jaxseg.models.fcn import FCN1x1, fcn8s_vgg16, fcn8s_vgg16_at_once, fcn16s_vgg16, fcn32s_vgg16
@@ -25,7 +26,7 @@ from jaxseg.models.segnet import SegNet, SegNetBasic
 from jaxseg.models.unet import UNet, UNetValid, unet_small
 from jaxseg.models.unet_encoder import unet_resnet34, unet_resnet50
 
-__all__ = ["MODELS", "SegmentationOutput", "create_model", "model_source"]
+__all__ = ["MODELS", "SegmentationOutput", "create_model", "model_source", "scores_classes"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "fcn32s_vgg16": fcn32s_vgg16,
@@ -54,6 +55,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "unet_valid": UNetValid,
     "unet_resnet34": unet_resnet34,
     "unet_resnet50": unet_resnet50,
+    "adain_transfer": AdaINTransfer,
 }
 
 
@@ -75,19 +77,30 @@ def _model_class(constructor: Callable[..., nn.Module]) -> type[nn.Module]:
     return constructor
 
 
-def create_model(name: str, num_classes: int, **fields: Any) -> nn.Module:
+def scores_classes(name: str) -> bool:
+    """Whether the model needs a `num_classes`; a generator has one only in its conditional form."""
+    fields = {f.name: f for f in dataclasses.fields(_model_class(_constructor(name)))}
+    return "num_classes" in fields and fields["num_classes"].default is dataclasses.MISSING
+
+
+def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn.Module:
     """The model of that name in MODELS, with `fields` of its class replaced.
 
+    `num_classes` is for models that score classes, and for the conditional form of a generator.
     Raises ValueError, with the nearest name there is, for a model or a field that does not exist.
     """
     constructor = _constructor(name)
+    if num_classes is not None:
+        fields["num_classes"] = num_classes
     known = [f.name for f in dataclasses.fields(_model_class(constructor)) if f.name not in ("parent", "name")]
+    if scores_classes(name) and "num_classes" not in fields:
+        raise ValueError(f'model "{name}" scores classes: give num_classes')
     for field in fields:
         if field not in known:
             raise ValueError(
                 f'model "{name}" has no field "{field}"{_nearest(field, known)} (fields: {", ".join(known)})'
             )
-    return constructor(num_classes=num_classes, **fields)
+    return constructor(**fields)
 
 
 def model_source(name: str) -> str:

@@ -1,5 +1,6 @@
 """Published checkpoints: files to named arrays, and named arrays to Flax variables."""
 
+from jaxseg.weights.adain import load_adain_transfer, normalize_encoder
 from jaxseg.weights.files import read_weights
 from jaxseg.weights.pth import UnsafePickle, read_pth
 from jaxseg.weights.published import Loaded, from_published, load_published, load_weights, save_weights, to_published
@@ -11,9 +12,11 @@ __all__ = [
     "WeightsMismatch",
     "from_published",
     "from_torchvision",
+    "load_adain_transfer",
     "load_encoder",
     "load_published",
     "load_weights",
+    "normalize_encoder",
     "read_pth",
     "read_weights",
     "save_weights",
