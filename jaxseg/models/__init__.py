@@ -15,6 +15,7 @@ from jaxseg.models.fcn import FCN1x1, fcn8s_vgg16, fcn8s_vgg16_at_once, fcn16s_v
 from jaxseg.models.fcn_resnet import fcn_resnet50, fcn_resnet101
 from jaxseg.models.lraspp import LRASPP
 from jaxseg.models.output import SegmentationOutput
+from jaxseg.models.progan import ProGANGenerator, progan_discriminator, stylegan_discriminator
 from jaxseg.models.pspnet import (
     pspnet_resnet18,
     pspnet_resnet34,
@@ -23,6 +24,7 @@ from jaxseg.models.pspnet import (
     pspnet_resnet152,
 )
 from jaxseg.models.segnet import SegNet, SegNetBasic
+from jaxseg.models.stylegan import StyleGANGenerator
 from jaxseg.models.unet import UNet, UNetValid, unet_small
 from jaxseg.models.unet_encoder import unet_resnet34, unet_resnet50
 
@@ -56,6 +58,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "unet_resnet34": unet_resnet34,
     "unet_resnet50": unet_resnet50,
     "adain_transfer": AdaINTransfer,
+    "progan_generator": ProGANGenerator,
+    "progan_discriminator": progan_discriminator,
+    "stylegan_generator": StyleGANGenerator,
+    "stylegan_discriminator": stylegan_discriminator,
 }
 
 

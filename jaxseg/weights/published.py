@@ -14,7 +14,10 @@ import numpy as np
 from flax import traverse_util
 
 from jaxseg.backbones.vgg import VGG, VGGClassifier
+from jaxseg.models.progan import GrowingDiscriminator, ProGANGenerator
+from jaxseg.models.stylegan import StyleGANGenerator
 from jaxseg.weights.files import read_weights
+from jaxseg.weights.genforce import from_genforce, to_genforce
 from jaxseg.weights.semseg import SEMSEG
 from jaxseg.weights.smp import SMP
 from jaxseg.weights.torchvision import TORCHVISION
@@ -23,6 +26,7 @@ from jaxseg.weights.vgg import WeightsMismatch, from_torchvision, to_torchvision
 __all__ = ["Loaded", "from_published", "load_published", "load_weights", "save_weights", "to_published"]
 
 PUBLISHERS = (TORCHVISION, SEMSEG, SMP)
+GENERATION = (ProGANGenerator, StyleGANGenerator, GrowingDiscriminator)  # whose names are genforce's
 FIELDS = {
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",
@@ -126,6 +130,8 @@ def from_published(
     if isinstance(model, VGG | VGGClassifier):
         blank = traverse_util.unflatten_dict(_shapes(model))
         return Loaded(from_torchvision(state, blank), "torchvision", None)
+    if isinstance(model, GENERATION):
+        return Loaded(from_genforce(state, model, where=where), "genforce", None)
     shapes = _shapes(model)
 
     def fit(publisher: Any) -> tuple[int, dict[str, Path], dict[str, np.ndarray]]:
@@ -203,6 +209,8 @@ def to_published(model: nn.Module, variables: Mapping[str, Any], publisher: str 
     """Arrays by the publisher's names and in PyTorch's layout; `publisher` chooses where there are several."""
     if isinstance(model, VGG | VGGClassifier):
         return {name: np.ascontiguousarray(array) for name, array in to_torchvision(variables).items()}
+    if isinstance(model, GENERATION):
+        return to_genforce(model, variables)
     known = {p.name: p for p in _publishers(model)}
     fitting = [name for name, p in known.items() if _has_fields(p, model)]
     chosen = publisher or next(iter(fitting or known))
