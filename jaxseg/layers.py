@@ -15,7 +15,16 @@ from jaxseg.ops.batch import batch_mean, batch_sum, example_index
 from jaxseg.ops.conv import conv_transpose
 from jaxseg.ops.depthwise import depthwise_conv
 
-__all__ = ["BatchNorm", "ConvNormAct", "ConvTranspose", "Dropout", "FCNHead", "divisible_by_8"]
+__all__ = [
+    "BatchNorm",
+    "ConvNormAct",
+    "ConvTranspose",
+    "Dropout",
+    "EqualizedConv",
+    "EqualizedDense",
+    "FCNHead",
+    "divisible_by_8",
+]
 
 he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's kaiming_normal_
 
@@ -157,3 +166,54 @@ class FCNHead(nn.Module):
         x = ConvNormAct(self.features, norm=self.norm, dtype=self.dtype, name="block")(x, train=train)
         x = Dropout(self.dropout, self.shared_axes)(x, train=train)
         return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(x)
+
+
+def _equalized(layer: nn.Module, shape: tuple[int, ...], fan_in: int, gain: float, multiplier: float) -> Array:
+    """The kernel at run time: N(0, 1) parameters times gain / sqrt(fan_in), the equalized learning rate."""
+    start = lambda key, shape, dtype: jax.random.normal(key, shape, dtype) / multiplier  # noqa: E731
+    return layer.param("kernel", start, shape, jnp.float32) * (gain / fan_in**0.5 * multiplier)
+
+
+class EqualizedDense(nn.Module):
+    """A dense layer with equalized learning rate (Karras et al. 2018, section 4.1).
+
+    Kernels start from N(0, 1) / `lr_multiplier` and are scaled by gain / sqrt(fan_in) times that where they
+    are used; biases, which start from zero, by `lr_multiplier`: so Adam's rate is that times the optimizer's.
+    """
+
+    features: int
+    gain: float = 2**0.5
+    lr_multiplier: float = 1.0
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n c"]) -> Float[Array, "n features"]:
+        kernel = _equalized(self, (x.shape[-1], self.features), x.shape[-1], self.gain, self.lr_multiplier)
+        x = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            x = x + (bias * self.lr_multiplier).astype(self.dtype)
+        return x
+
+
+class EqualizedConv(nn.Module):
+    """A convolution that keeps height and width, with equalized learning rate (Karras et al. 2018, section 4.1)."""
+
+    features: int
+    window: int = 3
+    gain: float = 2**0.5
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w features"]:
+        shape = (self.window, self.window, x.shape[-1], self.features)
+        kernel = _equalized(self, shape, self.window**2 * x.shape[-1], self.gain, 1.0)
+        dims = ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(
+            x.astype(self.dtype), kernel.astype(self.dtype), (1, 1), "SAME", dimension_numbers=dims
+        )
+        if self.use_bias:
+            x = x + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+        return x

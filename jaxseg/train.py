@@ -14,7 +14,7 @@ from jaxseg.data.augment import normalize
 from jaxseg.metrics.confusion import confusion_matrix, mean_iou, named_scores
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
 
-__all__ = ["TrainFns", "TrainState", "adamw_cosine", "sgd_poly", "slower", "supervised"]
+__all__ = ["TrainFns", "TrainState", "adamw_cosine", "draw_variables", "sgd_poly", "slower", "supervised"]
 
 
 class TrainFns(NamedTuple):
@@ -108,6 +108,14 @@ def _in_eval_mode(modules: Sequence[str]) -> Callable[..., Any]:
     return interceptor
 
 
+def draw_variables(init: Callable[[jax.Array], PyTree], key: jax.Array) -> PyTree:
+    """`init(key)`, compiled."""
+    # on CPU, LLVM's optimiser takes most of what drawing parameters costs: 13 s of 15 for a small U-Net
+    unoptimized = jax.default_backend() == "cpu" and not isinstance(key, jax.core.Tracer)
+    options = {"xla_backend_optimization_level": 0} if unoptimized else None
+    return jax.jit(init, compiler_options=options)(key)
+
+
 def _augmented(augment: Sequence[Callable], key: jax.Array, example: dict[str, Array]) -> dict[str, Array]:
     """Applies each augmentation to each example with a key of the example's place in the global batch."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_index(example["image"].shape[0]))
@@ -180,11 +188,7 @@ def supervised(
 
     def init(key: jax.Array, batch: PyTree) -> TrainState:
         shape = (1, *batch["image"].shape[1:])
-        # on CPU, LLVM's optimiser takes most of what drawing parameters costs: 13 s of 15 for a small U-Net
-        unoptimized = jax.default_backend() == "cpu" and not isinstance(key, jax.core.Tracer)
-        options = {"xla_backend_optimization_level": 0} if unoptimized else None
-        draw = jax.jit(lambda k: model.init(k, jnp.zeros(shape), train=False), compiler_options=options)
-        variables = draw(key)
+        variables = draw_variables(lambda k: model.init(k, jnp.zeros(shape), train=False), key)
         if pretrained is not None:
             variables = pretrained(variables)
         params, model_state = variables["params"], {k: v for k, v in variables.items() if k != "params"}

@@ -23,6 +23,7 @@ MAY = {
     "checkpoint": set(),
     "runlog": set(),
     "train": {"ops", "losses", "metrics", "data"},
+    "train_style": {"ops", "losses", "train"},
     "fit": {"checkpoint", "data", "parallel", "runlog", "train"},
     "predict": {"ops", "data"},
     "export": set(),

@@ -12,6 +12,8 @@ from jaxseg.layers import BatchNorm, Dropout
 from jaxseg.ops.pooling import adaptive_average_pool, dense_max_pool, max_pool, max_pool_with_indices
 
 __all__ = [
+    "RGB_MEAN",
+    "RGB_STD",
     "VGG",
     "VGGClassifier",
     "vgg11",
@@ -25,6 +27,17 @@ __all__ = [
 ]
 
 he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's kaiming_normal_
+
+# torchvision's standardisation, which images of ImageNet's models have
+RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _standardize(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    return jnp.diag(1 / jnp.array(RGB_STD, dtype)).reshape(shape)
+
+
+def _less_mean(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    return -jnp.array(RGB_MEAN, dtype) / jnp.array(RGB_STD, dtype)
 
 
 class VGG(nn.Module):
@@ -41,6 +54,9 @@ class VGG(nn.Module):
     hole algorithm, Chen et al. 2015). `pool_window` is 2, or 3 with a border of 1 as in DeepLab's VGG. What lies
     deeper than stride `deepest` has its parameters and is not computed. Any height and width that leaves every
     pooling a row will do: 32 and more, or 1 and more with `ceil_mode`.
+
+    `reflect` pads by reflection, and `preprocess` puts a 1x1 convolution `conv0` before the first, which
+    starts as ImageNet's standardisation of images in [0, 1]: both as style transfer's normalised VGG has them.
     """
 
     depths: tuple[int, ...]
@@ -52,6 +68,8 @@ class VGG(nn.Module):
     output_stride: int = 32
     pool_window: int = 2
     deepest: int = 32
+    reflect: bool = False
+    preprocess: bool = False
     dtype: Any = jnp.float32
     remat: bool = False
 
@@ -62,6 +80,8 @@ class VGG(nn.Module):
         if self.with_indices and (self.output_stride, self.pool_window) != (32, 2):
             raise ValueError("VGG has pooling indices where windows of 2 pool at every stage: output_stride 32")
         x = images.astype(self.dtype)
+        if self.preprocess:
+            x = nn.Conv(3, (1, 1), kernel_init=_standardize, bias_init=_less_mean, dtype=self.dtype, name="conv0")(x)
         out: dict[str, Array] = {}
         dilation = 1
         for stage in range(1, len(self.depths) + 1):
@@ -91,7 +111,7 @@ def _stage(vgg: VGG, x: Array, *, stage: int, dilation: int, train: bool) -> lis
         x = nn.Conv(
             vgg.features[stage - 1],
             (3, 3),
-            padding=[(pad, pad)] * 2,
+            padding="REFLECT" if vgg.reflect else [(pad, pad)] * 2,
             kernel_dilation=dilation,
             kernel_init=he_init,
             dtype=vgg.dtype,

@@ -19,6 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxseg.cli.compile import compile_command
     from jaxseg.cli.convert import convert_command
     from jaxseg.cli.inspect import check_data_command, models_command
+    from jaxseg.cli.stylize import stylize_command
     from jaxseg.cli.train import train_command
     from jaxseg.cli.use import evaluate_command, predict_command
     from jaxseg.data import default_data_dir
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         "cluster": cluster_command,
         "compile": compile_command,
         "convert": convert_command,
+        "stylize": stylize_command,
         "models": models_command,
         "check-data": check_data_command,
     }

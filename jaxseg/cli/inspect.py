@@ -14,7 +14,7 @@ from rich.table import Table
 
 from jaxseg.cli.arguments import Size, checked, class_share, describe, open_split
 from jaxseg.data import DataError, folder_splits
-from jaxseg.models import MODELS, create_model, model_source
+from jaxseg.models import MODELS, create_model, model_source, scores_classes
 
 __all__ = ["CheckData", "Models", "check_data_command", "models_command"]
 
@@ -46,12 +46,13 @@ def _cost(model: nn.Module, size: tuple[int, int]) -> tuple[int, float, tuple[in
     key = jax.random.key(0)
     for shape in (size, (512, 512), (572, 572)):  # the last is that of U-Net's valid form
         images = jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32)
+        inputs = model.inputs(images) if hasattr(model, "inputs") else (images,)
         try:
-            variables = jax.eval_shape(functools.partial(model.init, train=False), key, images)
+            variables = jax.eval_shape(functools.partial(model.init, train=False), key, *inputs)
         except ValueError:
             continue
         count = sum(x.size for x in jax.tree.leaves(variables["params"]))
-        lowered = jax.jit(functools.partial(model.apply, train=False)).lower(variables, images)
+        lowered = jax.jit(functools.partial(model.apply, train=False)).lower(variables, *inputs)
         return count, (lowered.cost_analysis() or {}).get("flops", float("nan")), shape
     raise ValueError(f"{type(model).__name__} takes neither {size} nor 512x512 nor 572x572; choose another --size")
 
@@ -64,7 +65,7 @@ def models_command(config: Annotated[Models, tyro.conf.arg(name="")]) -> int:
     table.add_column("GFLOPs at " + "x".join(map(str, config.size)), justify="right")
     table.add_column("source", overflow="fold")
     for name in MODELS:
-        model = create_model(name, config.classes)
+        model = create_model(name, config.classes if scores_classes(name) else None)
         count, flops, (height, width) = _cost(model, config.size)
         at = "" if (height, width) == config.size else f" ({height}x{width})"
         table.add_row(name, f"{count:,}", f"{flops / 1e9:,.1f}{at}", model_source(name))

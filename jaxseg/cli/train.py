@@ -33,7 +33,17 @@ from jaxseg.runs import load_variables, model_config, model_from_config
 from jaxseg.train import adamw_cosine, sgd_poly, slower, supervised
 from jaxseg.weights import WeightsMismatch, from_published, load_encoder, load_published, read_weights
 
-__all__ = ["LOSSES", "PIXELWISE", "Train", "backbone_of", "loss_of", "mesh_axes", "placement_of", "start_from", "train_command"]
+__all__ = [
+    "LOSSES",
+    "PIXELWISE",
+    "Train",
+    "backbone_of",
+    "loss_of",
+    "mesh_axes",
+    "placement_of",
+    "start_from",
+    "train_command",
+]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from jaxseg.data.check import DataReport, check_data, median_frequency
 from jaxseg.data.folder import FolderSource, folder, folder_splits
 from jaxseg.data.images import read_image, read_mask
 from jaxseg.data.official import OfficialSource, ade20k, cityscapes, oxford_pets, voc
+from jaxseg.data.pictures import PictureSource, centre_square, pictures
 from jaxseg.data.pipeline import batch_names, eval_batches, train_batches
 from jaxseg.data.shapes_tfds import ShapesSource, default_data_dir, prepare_shapes, shapes
 from jaxseg.data.source import IGNORE, DataError, Example, Source, voc_palette
@@ -33,11 +34,13 @@ __all__ = [
     "Fit",
     "FolderSource",
     "OfficialSource",
+    "PictureSource",
     "ShapesSource",
     "Source",
     "ade20k",
     "batch_names",
     "border_weights",
+    "centre_square",
     "check_data",
     "cityscapes",
     "color_jitter",
@@ -54,6 +57,7 @@ __all__ = [
     "median_frequency",
     "normalize",
     "oxford_pets",
+    "pictures",
     "prepare_shapes",
     "read_image",
     "read_mask",

@@ -10,9 +10,14 @@ from jaxseg.losses.segmentation import (
     ohem_cross_entropy,
     tversky_loss,
 )
+from jaxseg.losses.style import OFFICIAL_WEIGHTS, PORT_WEIGHTS, StyleWeights, content_loss, style_loss
 
 __all__ = [
+    "OFFICIAL_WEIGHTS",
+    "PORT_WEIGHTS",
+    "StyleWeights",
     "boundary_loss",
+    "content_loss",
     "cross_entropy",
     "dice_loss",
     "focal_loss",
@@ -20,5 +25,6 @@ __all__ = [
     "lovasz_softmax",
     "ohem_cross_entropy",
     "signed_distance",
+    "style_loss",
     "tversky_loss",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 
 from jaxseg.backbones import BACKBONES
+from jaxseg.models.adain_transfer import AdaINTransfer
 from jaxseg.models.deeplab_largefov import DeepLabLargeFOV
 from jaxseg.models.deeplabv3 import (
     deeplabv3_mobilenet_v2,
@@ -27,6 +28,7 @@ from jaxseg.models.fcn_dilated import fcn_resnet50, fcn_resnet101
 from jaxseg.models.fcn_googlenet import FCNGoogLeNet
 from jaxseg.models.lraspp import LRASPP
 from jaxseg.models.output import SegmentationOutput
+from jaxseg.models.progan import ProGANGenerator, progan_discriminator, stylegan_discriminator
 from jaxseg.models.pspnet import (
     pspnet_resnet18,
     pspnet_resnet34,
@@ -36,6 +38,7 @@ from jaxseg.models.pspnet import (
 )
 from jaxseg.models.pspnet_smp import pspnet_smp_resnet34, pspnet_smp_resnet50
 from jaxseg.models.segnet import SegNet, SegNetBasic
+from jaxseg.models.stylegan import StyleGANGenerator
 from jaxseg.models.unet import UNet, UNetValid, unet_small
 from jaxseg.models.unet_encoder import (
     unet_mobilenet_v2,
@@ -47,7 +50,7 @@ from jaxseg.models.unet_encoder import (
     unet_vgg16_bn,
 )
 
-__all__ = ["MODELS", "SegmentationOutput", "create_model", "model_source"]
+__all__ = ["MODELS", "SegmentationOutput", "create_model", "model_source", "scores_classes"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "fcn32s_vgg16": fcn32s_vgg16,
@@ -87,6 +90,11 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "unet_resnet152": unet_resnet152,
     "unet_vgg16_bn": unet_vgg16_bn,
     "unet_mobilenet_v2": unet_mobilenet_v2,
+    "adain_transfer": AdaINTransfer,
+    "progan_generator": ProGANGenerator,
+    "progan_discriminator": progan_discriminator,
+    "stylegan_generator": StyleGANGenerator,
+    "stylegan_discriminator": stylegan_discriminator,
 }
 
 
@@ -108,14 +116,26 @@ def _model_class(constructor: Callable[..., nn.Module]) -> type[nn.Module]:
     return constructor
 
 
-def create_model(name: str, num_classes: int, **fields: Any) -> nn.Module:
+def scores_classes(name: str) -> bool:
+    """Whether the model needs a `num_classes`; a generator has one only in its conditional form."""
+    fields = {f.name: f for f in dataclasses.fields(_model_class(_constructor(name)))}
+    return "num_classes" in fields and fields["num_classes"].default is dataclasses.MISSING
+
+
+def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn.Module:
     """The model of that name in MODELS, with `fields` of its class replaced.
 
     A `backbone` or `encoder` may be a name in `jaxseg.backbones.BACKBONES`. Raises ValueError, with the nearest
     name there is, for a model, a field or a backbone that does not exist.
+    `num_classes` is for models that score classes, and for the conditional form of a generator.
+    Raises ValueError, with the nearest name there is, for a model or a field that does not exist.
     """
     constructor = _constructor(name)
+    if num_classes is not None:
+        fields["num_classes"] = num_classes
     known = [f.name for f in dataclasses.fields(_model_class(constructor)) if f.name not in ("parent", "name")]
+    if scores_classes(name) and "num_classes" not in fields:
+        raise ValueError(f'model "{name}" scores classes: give num_classes')
     for field in fields:
         if field not in known:
             raise ValueError(
@@ -126,6 +146,7 @@ def create_model(name: str, num_classes: int, **fields: Any) -> nn.Module:
                 raise ValueError(f'no backbone "{fields[field]}"{_nearest(fields[field], BACKBONES)}')
             fields[field] = BACKBONES[fields[field]]
     return constructor(num_classes=num_classes, **fields)
+    return constructor(**fields)
 
 
 def model_source(name: str) -> str:

@@ -1,7 +1,10 @@
 """Published checkpoints: files to named arrays, and named arrays to Flax variables."""
 
+from jaxseg.weights.adain import load_adain_transfer, normalize_encoder
 from jaxseg.weights.convert import LoadedModel, convert, load_model, save_model
 from jaxseg.weights.files import read_weights
+from jaxseg.weights.genforce import from_genforce, to_genforce
+from jaxseg.weights.nvlabs import from_nvlabs, read_nvlabs, to_nvlabs
 from jaxseg.weights.pth import UnsafePickle, read_pth
 from jaxseg.weights.published import Loaded, from_published, load_published, load_weights, save_weights, to_published
 from jaxseg.weights.vgg import WeightsMismatch, from_torchvision, load_encoder, to_torchvision
@@ -12,16 +15,23 @@ __all__ = [
     "UnsafePickle",
     "WeightsMismatch",
     "convert",
+    "from_genforce",
+    "from_nvlabs",
     "from_published",
     "from_torchvision",
+    "load_adain_transfer",
     "load_encoder",
     "load_model",
     "load_published",
     "load_weights",
+    "normalize_encoder",
+    "read_nvlabs",
     "read_pth",
     "read_weights",
     "save_model",
     "save_weights",
+    "to_genforce",
+    "to_nvlabs",
     "to_published",
     "to_torchvision",
 ]

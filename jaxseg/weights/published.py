@@ -14,8 +14,11 @@ import numpy as np
 from flax import traverse_util
 
 from jaxseg.backbones.vgg import VGG, VGGClassifier
+from jaxseg.models.progan import GrowingDiscriminator, ProGANGenerator
+from jaxseg.models.stylegan import StyleGANGenerator
 from jaxseg.weights.files import read_weights
 from jaxseg.weights.folder import demand_described, weights_file
+from jaxseg.weights.genforce import from_genforce, to_genforce
 from jaxseg.weights.semseg import SEMSEG
 from jaxseg.weights.smp import SMP
 from jaxseg.weights.torchvision import TORCHVISION, Publisher
@@ -25,6 +28,7 @@ __all__ = ["Loaded", "from_published", "load_published", "load_weights", "recogn
 
 PUBLISHERS = (TORCHVISION, SEMSEG, SMP)
 JAXSEG = Publisher("jaxseg", {})  # paths and layouts of our own trees, such as params/conv1_1/kernel
+GENERATION = (ProGANGenerator, StyleGANGenerator, GrowingDiscriminator)  # whose names are genforce's
 FIELDS = {
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",
@@ -180,6 +184,8 @@ def from_published(
     if isinstance(model, VGG | VGGClassifier):
         blank = traverse_util.unflatten_dict(_shapes(model))
         return Loaded(from_torchvision(state, blank), "torchvision", None)
+    if isinstance(model, GENERATION):
+        return Loaded(from_genforce(state, model, where=where), "genforce", None)
     shapes = _shapes(model)
     fit = _fit(state, model, shapes, where)
     publisher, names, entries = fit.publisher.name, fit.names, fit.entries
@@ -255,6 +261,8 @@ def to_published(model: nn.Module, variables: Mapping[str, Any], publisher: str 
     """
     if isinstance(model, VGG | VGGClassifier) and publisher != JAXSEG.name:
         return {name: np.ascontiguousarray(array) for name, array in to_torchvision(variables).items()}
+    if isinstance(model, GENERATION) and publisher != JAXSEG.name:
+        return to_genforce(model, variables)
     known = {p.name: p for p in (*PUBLISHERS, JAXSEG) if type(model) in p.layouts or p is JAXSEG}
     fitting = [name for name, p in known.items() if _has_fields(p, model)]
     chosen = publisher or fitting[0]

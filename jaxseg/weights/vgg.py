@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from jaxseg.backbones.vgg import RGB_MEAN, RGB_STD
 from jaxseg.weights.files import read_weights
 
 __all__ = ["WeightsMismatch", "from_torchvision", "load_encoder", "to_torchvision", "vgg_names"]
 
-# torchvision's standardisation, which every image of jaxseg has, and the mean that Caffe's VGG subtracts
-RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# the mean that Caffe's VGG subtracts
 CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)
 
 CLASSIFIER = {"fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"}
@@ -161,8 +161,9 @@ def load_encoder(path: str | pathlib.Path, variables: Mapping[str, Any]) -> dict
     The file is torchvision's state_dict (`.pth`, `.safetensors`), or an `.npz` of Caffe's convolutions by the
     keys `block1_conv1/kernel_OIHW` and `block1_conv1/bias`. fc6 and fc7 load too where the file has them and
     the model's fc6 sees 7x7 positions (FCN). A file without batch norm fills the convolutions of a model with
-    it, and the norms stay. Raises WeightsMismatch, with the names, where an entry is missing, unexpected or
-    misshapen; ValueError and UnsafePickle as `read_weights`.
+    it, and the norms stay. What lies deeper than a VGG that is cut short (style transfer's, at relu4_1) is left
+    out. Raises WeightsMismatch, with the names, where an entry is missing, unexpected or misshapen; ValueError
+    and UnsafePickle as `read_weights`.
     """
     state = _entries(read_weights(path))
     if any("/kernel_OIHW" in name for name in state):
@@ -175,6 +176,8 @@ def load_encoder(path: str | pathlib.Path, variables: Mapping[str, Any]) -> dict
     heads = ("classifier.0", "classifier.3") if with_head else ()  # classifier.6 scores ImageNet's classes
     names = {n: p for n, p in names.items() if n.startswith(("features", *heads))}
     state = {n: a for n, a in state.items() if not n.startswith("classifier") or n.startswith(heads or "-")}
+    last = max(int(n.split(".")[1]) for n in names if n.startswith("features"))
+    state = {n: a for n, a in state.items() if not n.startswith("features") or int(n.split(".")[1]) <= last}
     if batch_norm and not any(path[-2].startswith("bn1_1") for path in flat):
         raise WeightsMismatch(f"{path} has batch norm and this VGG has none")
     _fill(flat, names, state, str(path))

@@ -1,7 +1,8 @@
-"""Every model of MODELS: its size, shapes, gradients and, against PyTorch transcriptions, its numbers."""
+"""Every semantic model of MODELS: its size, shapes, gradients and, against PyTorch transcriptions, its numbers."""
 
 import functools
 import pathlib
+from inspect import signature
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,17 @@ from jaxseg.backbones.mobilenet_v2 import STAGES, mobilenet_v2
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from jaxseg.backbones.resnet import resnet34, resnet50
 from jaxseg.backbones.vgg import vgg16, vgg16_bn
-from jaxseg.models import MODELS, model_source
+from jaxseg.models import SegmentationOutput, model_source
 from jaxseg.models.fcn import Upsample
 from jaxseg.models.unet import valid_input_size, valid_output_size
 from jaxseg.ops.resize import bilinear_kernel
 
+# the models that give a SegmentationOutput; detectors and generators have tests of their own
+MODELS = {
+    name: constructor
+    for name, constructor in jaxseg.MODELS.items()
+    if signature(getattr(constructor, "func", constructor).__call__).return_annotation is SegmentationOutput
+}
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
 # Parameters with 21 classes. VGG-16's convolutions 14,714,688; fc6, fc7 119,545,856 as 7x7 and 1x1 or, both

@@ -1,0 +1,155 @@
+"""`jaxseg stylize`: photographs, and films as folders of frames, in the style of paintings."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import PyTree
+from PIL import Image
+
+from jaxseg.cli.arguments import bar
+from jaxseg.data import DataError, read_image
+from jaxseg.models.adain_transfer import ENCODERS, AdaINTransfer
+from jaxseg.ops.color import match_colors
+from jaxseg.runs import load_variables
+from jaxseg.weights import load_adain_transfer
+
+__all__ = ["Stylize", "stylize_command", "stylizer"]
+
+_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stylize:
+    """Style transfer by AdaIN. Encoder, AdaIN and decoder are one compiled program for each pair of sizes."""
+
+    content: tyro.conf.Positional[pathlib.Path]
+    """A photograph, or a folder of them: the frames of a film."""
+    styles: tyro.conf.Positional[tuple[pathlib.Path, ...]]
+    """One painting or several."""
+    weights: pathlib.Path | None = None
+    """The folder of a run of experiments/style_transfer.py, or pytorch-AdaIN's decoder.pth with --encoder."""
+    encoder: pathlib.Path | None = None
+    """pytorch-AdaIN's vgg_normalised.pth, or torchvision's VGG-19."""
+    out: pathlib.Path = pathlib.Path("stylized")
+    """Folder for NAME.png, of the content's size."""
+    alpha: float = 1.0
+    """Strength: 0 keeps the content, 1 is the style."""
+    style_weights: tuple[float, ...] = ()
+    """A weight for each style, to blend them; equal by default."""
+    masks: tuple[pathlib.Path, ...] = ()
+    """A black and white mask for each style, of the content's regions; what no mask covers is the first's."""
+    preserve_color: bool = False
+    """Keep the content's colours: the styles' are matched to it first."""
+    size: int | None = None
+    """Shorter side in pixels of content and styles; by default as they are."""
+
+
+def _scaled(image: np.ndarray, size: int | None) -> np.ndarray:
+    if size is None or min(image.shape[:2]) == size:
+        return image
+    h, w = (round(side * size / min(image.shape[:2])) for side in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
+
+
+def _regions(paths: tuple[pathlib.Path, ...], size: tuple[int, int]) -> np.ndarray:
+    """Masks `[h, w, k]` that share out every pixel."""
+    masks = []
+    for path in paths:
+        grey = Image.fromarray(read_image(path)).convert("L").resize(size[::-1], Image.Resampling.BILINEAR)
+        masks.append(np.asarray(grey, np.float32) / 255)
+    masks[0] = np.where(sum(masks) > 0, masks[0], 1)
+    return np.stack(masks, -1) / np.sum(masks, 0)[..., None]
+
+
+def stylizer(model: AdaINTransfer, variables: PyTree, *, preserve_color: bool = False):
+    """A compiled `(content, styles, weights, masks, alpha) -> image`, uint8 in and out, of the content's size.
+
+    `content` `[h, w, 3]`; `styles` a tuple of such; `weights` float `[k]` or None; `masks` float `[h, w, k]` or
+    None. It compiles once for each combination of sizes.
+    """
+
+    @jax.jit
+    def run(variables, content, styles, weights, masks, alpha):
+        content = content.astype(jnp.float32) / 255
+        paintings = [style.astype(jnp.float32) / 255 for style in styles]
+        if preserve_color:
+            paintings = [match_colors(style, content) for style in paintings]
+        statistics = [model.apply(variables, style[None], method="style") for style in paintings]
+        image = model.apply(
+            variables,
+            content[None],
+            statistics,
+            weights=weights,
+            masks=None if masks is None else masks[None],
+            alpha=alpha,
+            method="transfer",
+        )[0, : content.shape[0], : content.shape[1]]
+        return jnp.round(jnp.clip(image, 0, 1) * 255).astype(jnp.uint8)
+
+    return functools.partial(run, variables)
+
+
+def _model(config: Stylize) -> tuple[AdaINTransfer, PyTree]:
+    if config.weights is None:
+        raise ValueError(
+            "no weights: add --weights with the folder of a run of experiments/style_transfer.py, or pytorch-AdaIN's "
+            "decoder.pth and --encoder vgg_normalised.pth"
+        )
+    if config.weights.is_dir():
+        variables, trained = load_variables(config.weights)
+        if trained["model"] != "adain_transfer":
+            raise ValueError(f"{config.weights} is a run of {trained['model']}, not of adain_transfer")
+        return AdaINTransfer(vgg=ENCODERS[trained["encoder"]]), variables
+    if config.encoder is None:
+        raise ValueError(f"{config.weights} is a decoder: add --encoder vgg_normalised.pth, which it was trained with")
+    model = AdaINTransfer()
+    return model, load_adain_transfer(model, encoder=config.encoder, decoder=config.weights)
+
+
+def _content_files(path: pathlib.Path) -> list[pathlib.Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise DataError(f"{path}: no image in this folder; looked for {' '.join(sorted(_SUFFIXES))}")
+    return files
+
+
+def _check(config: Stylize) -> None:
+    if not config.styles:
+        raise ValueError("name at least one style image after the content")
+    if not 0 <= config.alpha <= 1:
+        raise ValueError(f"--alpha lies between 0 (content) and 1 (style), got {config.alpha}")
+    for option, given in (("--style-weights", config.style_weights), ("--masks", config.masks)):
+        if given and len(given) != len(config.styles):
+            raise ValueError(f"{option} takes one for each of the {len(config.styles)} styles, got {len(given)}")
+    if config.style_weights and config.masks:
+        raise ValueError("--style-weights blends styles everywhere, --masks gives each a region: use one of them")
+    if config.style_weights and (min(config.style_weights) < 0 or sum(config.style_weights) == 0):
+        raise ValueError(f"--style-weights are not negative and not all zero, got {config.style_weights}")
+
+
+def stylize_command(config: Annotated[Stylize, tyro.conf.arg(name="")]) -> int:
+    """Style transfer: photographs, or the frames of a film, in the style of paintings."""
+    _check(config)
+    files = _content_files(config.content)
+    styles = tuple(_scaled(read_image(path), config.size) for path in config.styles)
+    model, variables = _model(config)
+    run = stylizer(model, variables, preserve_color=config.preserve_color)
+    weights = jnp.array(config.style_weights) if config.style_weights else None
+    config.out.mkdir(parents=True, exist_ok=True)
+    with bar("stylizing") as progress:
+        for done, path in enumerate(files, 1):
+            content = _scaled(read_image(path), config.size)
+            masks = _regions(config.masks, content.shape[:2]) if config.masks else None
+            image = run(content, styles, weights, masks, config.alpha)
+            Image.fromarray(np.asarray(image)).save(config.out / f"{path.stem}.png")
+            progress(done, len(files))
+    print(f"wrote {len(files)} image{'s' * (len(files) > 1)} to {config.out}")
+    return 0

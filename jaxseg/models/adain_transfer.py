@@ -1,0 +1,140 @@
+"""Arbitrary style transfer by adaptive instance normalisation."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxseg.backbones.vgg import VGG, vgg16, vgg19
+from jaxseg.ops.adain import (
+    PORT,
+    ChannelStatistics,
+    Convention,
+    adaptive_instance_norm,
+    blend_statistics,
+    channel_statistics,
+)
+from jaxseg.ops.resize import resize_bilinear, resize_nearest
+
+__all__ = ["ENCODERS", "STYLE_FEATURES", "AdaINTransfer", "vgg16_relu4_1", "vgg19_relu4_1"]
+
+STYLE_FEATURES = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
+LEAST = 9  # pixels: three poolings leave two rows, and a reflection needs two
+
+_encoder = {"reflect": True, "preprocess": True, "ceil_mode": True}
+vgg19_relu4_1 = functools.partial(vgg19, depths=(2, 2, 4, 1), features=(64, 128, 256, 512), **_encoder)
+vgg16_relu4_1 = functools.partial(vgg16, depths=(2, 2, 3, 1), features=(64, 128, 256, 512), **_encoder)
+ENCODERS = {"vgg16": vgg16_relu4_1, "vgg19": vgg19_relu4_1}
+
+
+class Decoder(nn.Module):
+    """The encoder's mirror: nearest-neighbour upsampling for pooling, no norm, no activation at the end.
+
+    `conv4_1` undoes the encoder's `conv4_1`, from 512 to 256 channels, and so on to `conv1_1`, which gives RGB.
+    """
+
+    depths: tuple[int, ...]
+    features: tuple[int, ...]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 3"]:
+        narrower = (3, *self.features)
+        for stage in range(len(self.depths), 0, -1):
+            for i in range(self.depths[stage - 1], 0, -1):
+                features = narrower[stage] if i > 1 else narrower[stage - 1]
+                x = nn.Conv(features, (3, 3), padding="REFLECT", dtype=self.dtype, name=f"conv{stage}_{i}")(x)
+                x = x if (stage, i) == (1, 1) else nn.relu(x)
+            if stage > 1:
+                x = resize_nearest(x, (2 * x.shape[1], 2 * x.shape[2]))
+        return x.astype(jnp.float32)
+
+
+class AdaINTransfer(nn.Module):
+    """AdaIN style transfer (Huang et al. 2017, Figure 2): VGG to relu4_1, AdaIN, a mirrored decoder.
+
+    Images are RGB in [0, 1]; the output `[n, 8 ceil(h / 8), 8 ceil(w / 8), 3]` is float32 and not clipped, and
+    its top left `h x w` lies over the content. `vgg` makes the encoder, which training leaves fixed. Any height
+    and width from 9 will do; less is a ValueError.
+    """
+
+    vgg: Callable[..., VGG] = vgg19_relu4_1
+    convention: Convention = PORT
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.encoder = self.vgg(dtype=self.dtype)
+        self.decoder = Decoder(self.encoder.depths, self.encoder.features, self.dtype)
+
+    def encode(self, images: Float[Array, "n h w 3"]) -> dict[str, Array]:
+        """The encoder's features by name; `relu4_1` is what AdaIN acts on, `STYLE_FEATURES` the style loss."""
+        if min(images.shape[1:3]) < LEAST:
+            h, w = (max(size, LEAST) for size in images.shape[1:3])
+            raise ValueError(f"AdaINTransfer needs h, w of at least {LEAST}, got {images.shape[1:3]}; use ({h}, {w})")
+        return self.encoder(images, train=False)
+
+    def decode(self, features: Float[Array, "n h w c"]) -> Float[Array, "n h8 w8 3"]:
+        """Features at relu4_1 to an image."""
+        return self.decoder(features)
+
+    def style(self, images: Float[Array, "n h w 3"]) -> ChannelStatistics:
+        """What a transfer needs of a style image."""
+        return channel_statistics(
+            self.encode(images)["relu4_1"], ddof=self.convention.style_ddof, epsilon=self.convention.style_epsilon
+        )
+
+    def stylize(
+        self, content: Float[Array, "n h w c"], style: Float[Array, "m h2 w2 c"] | ChannelStatistics
+    ) -> Float[Array, "n h w c"]:
+        """AdaIN of features, in the model's convention."""
+        return adaptive_instance_norm(content, style, self.convention)
+
+    def transfer(
+        self,
+        content: Float[Array, "n h w 3"],
+        styles: Sequence[ChannelStatistics],
+        *,
+        weights: Float[Array, "k"] | Sequence[float] | None = None,
+        masks: Float[Array, "n h w k"] | None = None,
+        alpha: float | Float[Array, ""] = 1.0,
+    ) -> Float[Array, "n h8 w8 3"]:
+        """`content` in several styles: blended by `weights` (equal by default), or one a region by `masks`.
+
+        `masks` share out the pixels of the content among the styles and sum to one; the content is normalised
+        within each region. `alpha` goes from the content's own features, 0, to the style's, 1.
+        """
+        features = self.encode(content)["relu4_1"]
+        if masks is None:
+            style = blend_statistics(styles, [1.0] * len(styles) if weights is None else weights)
+            target = adaptive_instance_norm(features, style, self.convention)
+        else:
+            if weights is not None or masks.shape[-1] != len(styles):
+                raise ValueError(
+                    f"give masks or weights, and a mask for each style: got {masks.shape[-1]} masks for "
+                    f"{len(styles)} styles, and {'no ' if weights is None else ''}weights"
+                )
+            regions = resize_bilinear(masks, (features.shape[1], features.shape[2]))
+            target = jnp.zeros_like(features)
+            for k, style in enumerate(styles):
+                region = regions[..., k]
+                restyled = adaptive_instance_norm(features, style, self.convention, mask=region)
+                target = target + restyled * region[..., None].astype(features.dtype)
+        return self.decode(alpha * target + (1 - alpha) * features)
+
+    def inputs(self, images: jax.ShapeDtypeStruct) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """What `__call__` takes, for images of that shape."""
+        return images, images
+
+    def __call__(
+        self,
+        content: Float[Array, "n h w 3"],
+        style: Float[Array, "m h2 w2 3"],
+        *,
+        alpha: float | Float[Array, ""] = 1.0,
+        train: bool,
+    ) -> Float[Array, "n h8 w8 3"]:
+        return self.transfer(content, [self.style(style)], alpha=alpha)

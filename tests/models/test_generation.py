@@ -1,0 +1,311 @@
+"""ProGAN's and StyleGAN's networks: counts, genforce's numbers, growth, styles, noise, labels, errors."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden.named import value
+
+import jaxseg
+from jaxseg.models import model_source
+from jaxseg.models.stylegan import mix_styles
+from jaxseg.weights import WeightsMismatch, from_genforce, load_weights, save_weights, to_genforce
+from jaxseg.weights.genforce import blank_variables
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "genforce.npz"
+NAMES = ("progan_generator", "progan_discriminator", "stylegan_generator", "stylegan_discriminator")
+COUNTS = {  # at 1024x1024, as the official repositories print them
+    "progan_generator": 23_079_115,
+    "progan_discriminator": 23_087_249,
+    "stylegan_generator": 26_219_627,
+    "stylegan_discriminator": 23_087_249,
+}
+# ProGAN's conditional generator is not among them: genforce normalises the latent before it appends the class
+CASES = (
+    *((name, 64, 0) for name in NAMES),
+    *((name, 16, 3) for name in ("stylegan_generator", "stylegan_discriminator", "progan_discriminator")),
+)
+NARROW = {"base_features": 512, "max_features": 16}
+
+
+def equalized(path, leaf):
+    """Weights as training starts with and leaves them: kernels of order one, the mapping's of order a hundred."""
+    name = "/".join(key.key for key in path)
+    array = value(name.replace("kernel", "weight"), leaf.shape) * (
+        5 if name.endswith(("kernel", "const", "map")) else 1
+    )
+    return jnp.asarray(array * np.float32(100 if "mapping/dense" in name else 1))
+
+
+@functools.cache
+def case(name, resolution=16, classes=0, **fields):
+    model = jaxseg.create_model(name, resolution=resolution, num_classes=classes, **NARROW, **fields)
+    return model, jax.tree_util.tree_map_with_path(equalized, blank_variables(model))
+
+
+@functools.cache
+def run(name, resolution=16, classes=0, stage=None, **fields):
+    """The compiled network, with its variables in it."""
+    model, variables = case(name, resolution, classes, **fields)
+    return functools.partial(jax.jit(functools.partial(model.apply, train=False, stage=stage)), variables)
+
+
+def latents(n=4):
+    return np.random.default_rng(0).standard_normal((n, 512), np.float32)
+
+
+def images_of(resolution, n=4):
+    return np.random.default_rng(1).standard_normal((n, resolution, resolution, 3), np.float32)
+
+
+def labels_of(classes, n=4):
+    return jnp.arange(n, dtype=jnp.int32) * 2 % classes if classes else None
+
+
+@functools.cache
+def golden():
+    with np.load(GOLDEN) as arrays:
+        return dict(arrays)
+
+
+def cut(x):
+    return np.asarray(x)[:2, ::3, ::5]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_as_published(name):
+    variables = blank_variables(jaxseg.create_model(name))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == COUNTS[name]
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    assert " et al. 201" in model_source(name)
+
+
+@pytest.mark.parametrize("case_of", [c for c in CASES if c[0].endswith("generator")])
+def test_images_are_genforces(case_of):
+    name, resolution, classes = case_of
+    psi = {"truncation_psi": 0.7} if name.startswith("style") else {}
+    extra = (labels_of(classes),) if classes else ()
+    image = run(*case_of)(latents(), *extra, **psi, fade=1.0)
+    expected = golden()[f"{name} {resolution} {classes} image"]
+    assert image.shape == (4, resolution, resolution, 3)
+    assert 0.3 < expected.std() < 3
+    np.testing.assert_allclose(cut(image), expected, atol=1e-3)
+    if psi:
+        psi = {"truncation_psi": 1.0}
+    image = run(*case_of)(latents(), *extra, **psi, fade=0.3)
+    np.testing.assert_allclose(cut(image), golden()[f"{name} {resolution} {classes} faded"], atol=1e-3)
+
+
+@pytest.mark.parametrize("case_of", [c for c in CASES if c[0].endswith("discriminator")])
+def test_scores_and_gradients_are_genforces(case_of):
+    """Scores, R1's gradient, R1 itself, and its own gradient."""
+    name, resolution, classes = case_of
+    model, variables = case(*case_of)
+    extra = (labels_of(classes),) if classes and name.startswith("style") else ()
+
+    @jax.jit
+    def penalties(params):
+        def penalty(params):
+            def score(images):
+                output = model.apply({"params": params}, images, *extra, train=True)
+                return output.score.sum(), output
+
+            gradient, output = jax.grad(score, has_aux=True)(images_of(resolution))
+            return jnp.square(gradient).sum((1, 2, 3)).mean(), (gradient, output)
+
+        return jax.value_and_grad(penalty, has_aux=True)(params)
+
+    (penalty, (gradient, output)), of_params = penalties(variables["params"])
+    expected = {k.split(" ", 3)[3]: v for k, v in golden().items() if k.startswith(f"{name} {resolution} {classes} ")}
+    np.testing.assert_allclose(output.score, expected["score"][:, 0], atol=1e-4)
+    if output.class_logits is not None:
+        np.testing.assert_allclose(output.class_logits, expected["score"][:, 1:], atol=1e-4)
+    np.testing.assert_allclose(cut(gradient), expected["gradient"], atol=1e-5)
+    np.testing.assert_allclose(penalty, expected["penalty"][0], rtol=1e-4)
+    second = of_params[f"conv_{resolution}_1"]["kernel"][1, 1].T[:, :4]
+    scale = np.abs(expected["penalty gradient"]).max()
+    np.testing.assert_allclose(second, expected["penalty gradient"], atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_there_and_back(name, tmp_path):
+    model, variables = case(name, 16, 3 if name.startswith("style") else 0)
+    save_weights(tmp_path / "w.safetensors", model, variables)
+    loaded = load_weights(tmp_path / "w.safetensors", model)
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded, variables))
+
+
+def test_kernels_after_doublings_are_flipped_from_128_on():
+    model, variables = case("stylegan_generator", 128)
+    state = to_genforce(model, variables)
+    for n, size in ((8, 64), (10, 128)):
+        kernel = np.asarray(variables["params"]["synthesis"][f"conv_{size}_0"]["kernel"]).transpose(3, 2, 0, 1)
+        flipped = kernel[..., ::-1, ::-1]
+        np.testing.assert_array_equal(state[f"synthesis.layer{n}.weight"], flipped if size == 128 else kernel)
+    assert jax.tree.all(jax.tree.map(np.array_equal, from_genforce(state, model), variables))
+
+
+def test_what_does_not_fit_is_named():
+    model, variables = case("progan_generator")
+    state = to_genforce(model, variables)
+    state["layer9.weight"] = state.pop("layer1.weight")
+    state["output0.weight"] = np.zeros((3, 5, 1, 1), np.float32)
+    with pytest.raises(
+        WeightsMismatch, match=r"at 16x16: missing: layer1\.weight; unexpected: layer9\.weight; misshapen: output0"
+    ):
+        from_genforce(state, model)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stage_is_one_program_and_uses_its_parameters(name):
+    """Two fades, one trace; gradients for what the stage uses, zeros for the rest, in the same tree."""
+    model, variables = case(name)
+    inputs = latents() if name.endswith("generator") else images_of(8)
+    traces = []
+
+    @jax.jit
+    def gradient(params, fade):
+        traces.append(None)
+
+        def loss(params):
+            output = model.apply({**variables, "params": params}, inputs, stage=1, fade=fade, train=False)
+            return sum(jnp.square(x).mean() for x in jax.tree.leaves(output))
+
+        return jax.grad(loss)(params)
+
+    gradients = [gradient(variables["params"], fade) for fade in (0.0, 0.5)]
+    assert len(traces) == 1
+    assert jax.tree.structure(gradients[1]) == jax.tree.structure(variables["params"])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients[1]):
+        used = "16" not in jax.tree_util.keystr(path)
+        assert jnp.isfinite(leaf).all(), path
+        assert bool((leaf != 0).any()) == used, path
+    unseen = [p for p, x in jax.tree_util.tree_leaves_with_path(gradients[0]) if not (x != 0).any()]
+    assert any("_8" in jax.tree_util.keystr(path) for path in unseen)  # a new resolution fades in from nothing
+
+
+@pytest.mark.parametrize("name", ["progan_generator", "stylegan_generator"])
+def test_a_generator_grows_without_a_jump(name):
+    before, after = (run(name, stage=stage)(latents(), fade=fade) for stage, fade in ((1, 1.0), (2, 0.0)))
+    np.testing.assert_allclose(after, before.repeat(2, 1).repeat(2, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["progan_discriminator", "stylegan_discriminator"])
+def test_a_discriminator_grows_without_a_jump(name):
+    images = images_of(8)
+    before = run(name, stage=1)(images, fade=1.0)
+    after = run(name, stage=2)(images.repeat(2, 1).repeat(2, 2), fade=0.0)
+    np.testing.assert_allclose(after.score, before.score, atol=1e-5)
+
+
+def test_truncation_and_given_styles():
+    model, variables = case("stylegan_generator")
+    synthesize = jax.jit(functools.partial(model.apply, method="synthesize", train=False))
+    w = model.apply(variables, latents(), method="map")
+    generate = run("stylegan_generator")
+    np.testing.assert_allclose(synthesize(variables, w), generate(latents(), truncation_psi=1.0), atol=1e-5)
+    mean = jnp.broadcast_to(variables["w_average"]["mean"], w.shape)
+    np.testing.assert_allclose(synthesize(variables, mean), generate(latents(), truncation_psi=0.0), atol=1e-5)
+    first = model.apply(variables, jnp.stack([w] * model.layers, 1), 0.5, 2, method="truncate")
+    np.testing.assert_allclose(first[:, 2], w)
+    np.testing.assert_allclose(first[:, 1], (w + mean) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_noise_is_by_key_by_image_and_by_layer():
+    model, variables = case("stylegan_generator")
+
+    @jax.jit
+    def generate(key, strength):
+        same = jnp.broadcast_to(latents()[:1], (2, 512))
+        return model.apply(variables, same, noise_strength=strength, rngs={"noise": key}, train=False)
+
+    ones = jnp.ones(model.layers)
+    a, b = (generate(jax.random.key(i), ones) for i in (0, 1))
+    np.testing.assert_array_equal(a, generate(jax.random.key(0), ones))
+    assert np.abs(np.asarray(a - b)).max() > 1e-2
+    assert np.abs(np.asarray(a[0] - a[1])).max() > 1e-2
+    none = generate(jax.random.key(0), 0 * ones)
+    np.testing.assert_array_equal(none, generate(jax.random.key(1), 0 * ones))
+    np.testing.assert_array_equal(none[0], none[1])
+    # a draw of an image does not depend on how many others there are
+    fixed = run("stylegan_generator")(latents()[:1])
+    assert np.abs(np.asarray(fixed[0] - a[0])).max() > 1e-2
+
+
+def test_training_mixes_an_image_at_a_time_and_follows_w():
+    model, variables = case("stylegan_generator", w_average_decay=0.75)
+
+    @functools.partial(jax.jit, static_argnames="share")
+    def train(key, share):
+        mixed = model.clone(mixing=share)
+        rngs = {"noise": jax.random.key(5), "mixing": key}
+        return mixed.apply(variables, latents(), rngs=rngs, train=True, mutable=["w_average"])
+
+    (half, state), (never, _) = train(jax.random.key(0), 0.5), train(jax.random.key(0), 0.0)
+    changed = np.abs(np.asarray(half - never)).max((1, 2, 3)) > 1e-3
+    assert 0 < changed.sum() < 4
+    w = model.apply(variables, latents(), method="map")
+    old = variables["w_average"]["mean"]
+    np.testing.assert_allclose(state["w_average"]["mean"], 0.75 * old + 0.25 * w.mean(0), rtol=1e-4, atol=1e-5)
+    a, b = jnp.zeros((3, 4, 2)), jnp.ones((3, 4, 2))
+    np.testing.assert_array_equal(mix_styles(a, b, jnp.array([1, 3, 4]))[..., 0].sum(1), [3, 1, 0])
+
+
+def test_labels_matter():
+    for name, fields in (
+        ("progan_generator", ()),
+        ("stylegan_generator", ()),
+        ("stylegan_discriminator", ()),
+        ("progan_discriminator", (("condition", "planes"),)),
+    ):
+        inputs = latents() if name.endswith("generator") else images_of(16)
+        a, b = (run(name, 16, 3, **dict(fields))(inputs, labels) for labels in (labels_of(3), (labels_of(3) + 1) % 3))
+        assert np.abs(np.asarray(jax.tree.leaves(a)[0] - jax.tree.leaves(b)[0])).max() > 1e-3, name
+
+
+@pytest.mark.parametrize("fields", [{"constant_input": False}, {"noise": False, "mixing": 0.0}])
+def test_configurations_between_progan_and_stylegan(fields):
+    image = run("stylegan_generator", **fields)(latents())
+    assert np.isfinite(image).all()
+    assert np.ptp(np.asarray(image)) > 0.1
+
+
+def test_bfloat16_keeps_float32_images():
+    for name in NAMES:
+        model, variables = case(name)
+        inputs = latents() if name.endswith("generator") else images_of(16)
+        output = jax.eval_shape(
+            functools.partial(model.clone(dtype=jnp.bfloat16).apply, train=False), variables, inputs
+        )
+        assert {leaf.dtype for leaf in jax.tree.leaves(output)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "inputs", "options", "said"),
+    [
+        ("stylegan_generator", {"resolution": 48}, (latents(),), {}, "resolution 48 is none; use 64"),
+        ("progan_generator", {"resolution": 4}, (latents(),), {}, "resolution 4 is none; use 8"),
+        ("progan_generator", {}, (latents()[:, :100],), {}, r"latents of shape \(n, 512\), got \(4, 100\)"),
+        ("stylegan_generator", {}, (latents()[:, :100],), {}, r"latents of shape \(n, 512\), got \(4, 100\)"),
+        ("stylegan_generator", {}, (latents(),), {"stage": 3}, r"stages 0 \(4x4\) to 2 \(16x16\), got 3"),
+        (
+            "stylegan_generator",
+            {"num_classes": 3},
+            (latents(),),
+            {},
+            "conditional on 3 classes: give labels",
+        ),
+        ("progan_generator", {}, (latents(), labels_of(3)), {}, "unconditional and takes no labels"),
+        ("progan_generator", {"num_classes": 3}, (latents(), labels_of(3, 2)), {}, r"labels of shape \(4,\)"),
+        ("stylegan_discriminator", {"num_classes": 3}, (images_of(16),), {}, "give labels"),
+        ("progan_discriminator", {}, (images_of(8),), {}, r"stage 2 sees images \(16, 16, 3\), got \(8, 8, 3\)"),
+        ("progan_discriminator", {}, (images_of(16, 6),), {}, "groups of 4 examples, got 6; use a batch of 8"),
+    ],
+)
+def test_bad_input_is_named(name, fields, inputs, options, said):
+    model = jaxseg.create_model(name, **{"resolution": 16, **NARROW, **fields})
+    with pytest.raises(ValueError, match=said):
+        jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), *inputs, **options, train=False))

@@ -1,0 +1,87 @@
+"""`jaxseg stylize`: what it writes, and what it says to mistakes."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import jaxseg_command
+
+from jaxseg import checkpoint
+from jaxseg.cli import stylize
+from jaxseg.models import create_model
+from jaxseg.models.adain_transfer import ENCODERS, vgg16_relu4_1
+from jaxseg.weights import load_adain_transfer
+
+NARROW = functools.partial(vgg16_relu4_1, features=(3, 4, 4, 6))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run's checkpoint, a photograph, two paintings and two masks."""
+    root = tmp_path_factory.mktemp("stylize")
+    variables = load_adain_transfer(create_model("adain_transfer", vgg=NARROW))
+    params = jax.tree.map(lambda x: np.full_like(x, 0.05), variables["params"])
+    with checkpoint.open_checkpoints(root / "run" / "checkpoints") as manager:
+        checkpoint.save(manager, 1, {"params": params}, {"model": "adain_transfer", "encoder": "narrow"})
+    rng = np.random.default_rng(0)
+    (root / "film").mkdir()
+    for name, size in {"photo": (21, 30), "a": (17, 12), "b": (12, 12), "film/1": (16, 24), "film/2": (16, 24)}.items():
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(root / f"{name}.png")
+    Image.fromarray(np.uint8([[255, 0]])).save(root / "left.png")
+    Image.fromarray(np.uint8([[0, 255]])).save(root / "right.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def narrow_encoder(monkeypatch):
+    monkeypatch.setitem(ENCODERS, "narrow", NARROW)
+
+
+def command(folder, *words, content="photo.png", styles=("a.png",)):
+    paths = [folder / content, *(folder / style for style in styles)]
+    return jaxseg_command("stylize", *paths, "--weights", folder / "run", "--out", folder / "out", *words)
+
+
+def test_one_photograph(folder):
+    assert command(folder, "--alpha", 0.8) == 0
+    with Image.open(folder / "out" / "photo.png") as picture:
+        assert picture.size == (30, 21)
+
+
+def test_controls(folder):
+    two = ("a.png", "b.png")
+    assert command(folder, "--style-weights", 1, 3, "--preserve-color", styles=two) == 0
+    assert command(folder, "--masks", folder / "left.png", folder / "right.png", styles=two) == 0
+
+
+def test_a_film_is_compiled_once(folder, monkeypatch, capsys):
+    traces = []
+    original = stylize.match_colors
+    monkeypatch.setattr(stylize, "match_colors", lambda *a: (traces.append(1), original(*a))[1])
+    assert command(folder, "--preserve-color", content="film") == 0
+    assert (sorted(p.name for p in (folder / "out").glob("?.png")), len(traces)) == (["1.png", "2.png"], 1)
+    assert "wrote 2 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--alpha", 1.5], "--alpha lies between 0 (content) and 1 (style), got 1.5"),
+        (["--style-weights", 1, 2], "--style-weights takes one for each of the 1 styles, got 2"),
+        (["--style-weights", 0], "not all zero"),
+        (["--size", 5], "h, w of at least 9"),
+    ],
+)
+def test_mistakes(folder, capsys, words, said):
+    assert command(folder, *words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_weights_are_asked_for(folder, capsys):
+    assert jaxseg_command("stylize", folder / "photo.png", folder / "a.png") == 2
+    assert "no weights: add --weights" in capsys.readouterr().err
+    (folder / "decoder.pth").write_bytes(b"")
+    assert jaxseg_command("stylize", folder / "photo.png", folder / "a.png", "--weights", folder / "decoder.pth") == 2
+    assert "add --encoder" in capsys.readouterr().err
