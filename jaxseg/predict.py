@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 
 from jaxseg.data.augment import normalize
 from jaxseg.data.canvas import Fit, fit_geometry, fit_image
+from jaxseg.detect import detect
 
-__all__ = ["labels_at", "overlap_tile", "predictor"]
+__all__ = ["detect", "labels_at", "overlap_tile", "predictor"]
 
 
 def labels_at(logits: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> Int[np.ndarray, "H W"]:

@@ -10,10 +10,17 @@ import flax.linen as nn
 
 from jaxseg.models.deeplabv3 import deeplabv3_mobilenet_v3_large, deeplabv3_resnet50, deeplabv3_resnet101
 from jaxseg.models.deeplabv3plus import deeplabv3plus_resnet34, deeplabv3plus_resnet50, deeplabv3plus_resnet101
+from jaxseg.models.faster_rcnn import (
+    fasterrcnn_mobilenet_v3_large_320_fpn,
+    fasterrcnn_mobilenet_v3_large_fpn,
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+)
 from jaxseg.models.fcn import FCN1x1, fcn8s_vgg16, fcn8s_vgg16_at_once, fcn16s_vgg16, fcn32s_vgg16
 from jaxseg.models.fcn_resnet import fcn_resnet50, fcn_resnet101
 from jaxseg.models.lraspp import LRASPP
-from jaxseg.models.output import SegmentationOutput
+from jaxseg.models.mask_rcnn import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
+from jaxseg.models.output import Detections, SegmentationOutput
 from jaxseg.models.pspnet import (
     pspnet_resnet18,
     pspnet_resnet34,
@@ -25,7 +32,16 @@ from jaxseg.models.segnet import SegNet, SegNetBasic
 from jaxseg.models.unet import UNet, UNetValid, unet_small
 from jaxseg.models.unet_encoder import unet_resnet34, unet_resnet50
 
-__all__ = ["MODELS", "SegmentationOutput", "create_model", "model_source"]
+__all__ = ["DETECTORS", "MODELS", "Detections", "SegmentationOutput", "create_model", "model_source"]
+
+DETECTORS: dict[str, Callable[..., nn.Module]] = {  # which return Detections
+    "fasterrcnn_resnet50_fpn": fasterrcnn_resnet50_fpn,
+    "fasterrcnn_resnet50_fpn_v2": fasterrcnn_resnet50_fpn_v2,
+    "fasterrcnn_mobilenet_v3_large_fpn": fasterrcnn_mobilenet_v3_large_fpn,
+    "fasterrcnn_mobilenet_v3_large_320_fpn": fasterrcnn_mobilenet_v3_large_320_fpn,
+    "maskrcnn_resnet50_fpn": maskrcnn_resnet50_fpn,
+    "maskrcnn_resnet50_fpn_v2": maskrcnn_resnet50_fpn_v2,
+}
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "fcn32s_vgg16": fcn32s_vgg16,
@@ -54,6 +70,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "unet_valid": UNetValid,
     "unet_resnet34": unet_resnet34,
     "unet_resnet50": unet_resnet50,
+    **DETECTORS,
 }
 
 

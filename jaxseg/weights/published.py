@@ -29,6 +29,8 @@ FIELDS = {
     ("params", "bias"): "bias",
     ("batch_stats", "mean"): "running_mean",
     ("batch_stats", "var"): "running_var",
+    ("batch_stats", "scale"): "weight",  # of frozen norms
+    ("batch_stats", "bias"): "bias",
 }
 CLASSIFIERS = ("fc.", "classifier.", "last_linear.")  # of ImageNet's classes, beside a backbone
 
