@@ -23,6 +23,7 @@ __all__ = [
     "EqualizedConv",
     "EqualizedDense",
     "FCNHead",
+    "FrozenBatchNorm",
     "divisible_by_8",
 ]
 
@@ -70,6 +71,24 @@ class BatchNorm(nn.Module):
         return (x * factor + (bias - mean * factor)).astype(dtype)
 
 
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation by the statistics and the scale it was given, none of which ever changes.
+
+    For batches of one or two large images (Lin et al. 2017, section 5.1). All four arrays are state,
+    `batch_stats/{scale,bias,mean,var}`, so that no optimizer sees them; `train` makes no difference.
+    """
+
+    epsilon: float = 1e-5
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n c"], *, train: bool) -> Float[Array, "*n c"]:
+        start = {"scale": jnp.ones, "bias": jnp.zeros, "mean": jnp.zeros, "var": jnp.ones}
+        kept = {k: self.variable("batch_stats", k, f, x.shape[-1:], jnp.float32).value for k, f in start.items()}
+        factor = kept["scale"] * jax.lax.rsqrt(kept["var"] + self.epsilon)
+        return (x * factor + (kept["bias"] - kept["mean"] * factor)).astype(self.dtype or x.dtype)
+
+
 class Dropout(nn.Module):
     """Dropout whose masks belong to the examples, so that any sharding of a batch draws the same ones.
 
@@ -114,7 +133,7 @@ class ConvTranspose(nn.Module):
 
 
 class ConvNormAct(nn.Module):
-    """A convolution without bias that keeps h, w but for its `stride`, a norm, and an activation, if any.
+    """A convolution that keeps h, w but for its `stride`, a norm, or without one a bias, and an activation, if any.
 
     `depthwise` convolves each channel by itself; `features` is then the number there is.
     """
@@ -125,7 +144,8 @@ class ConvNormAct(nn.Module):
     dilation: int = 1
     depthwise: bool = False
     activation: Callable[[Array], Array] | None = nn.relu
-    norm: Callable[..., nn.Module] = BatchNorm
+    norm: Callable[..., nn.Module] | None = BatchNorm
+    kernel_init: Callable[..., Array] = he_init
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -138,13 +158,14 @@ class ConvNormAct(nn.Module):
             padding=[(pad, pad)] * 2,
             kernel_dilation=self.dilation,
             feature_group_count=self.features if self.depthwise else 1,
-            use_bias=False,
-            kernel_init=he_init,
+            use_bias=self.norm is None,
+            kernel_init=self.kernel_init,
             conv_general_dilated=depthwise_conv if self.depthwise else None,
             dtype=self.dtype,
             name="conv",
         )(x)
-        x = self.norm(dtype=self.dtype, name="bn")(x, train=train)
+        if self.norm is not None:
+            x = self.norm(dtype=self.dtype, name="bn")(x, train=train)
         return x if self.activation is None else self.activation(x)
 
 

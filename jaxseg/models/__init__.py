@@ -23,11 +23,18 @@ from jaxseg.models.deeplabv3plus import (
     deeplabv3plus_resnet50,
     deeplabv3plus_resnet101,
 )
+from jaxseg.models.faster_rcnn import (
+    fasterrcnn_mobilenet_v3_large_320_fpn,
+    fasterrcnn_mobilenet_v3_large_fpn,
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+)
 from jaxseg.models.fcn import FCN1x1, fcn8s_vgg16, fcn8s_vgg16_at_once, fcn16s_vgg16, fcn32s_vgg16
 from jaxseg.models.fcn_dilated import fcn_resnet50, fcn_resnet101
 from jaxseg.models.fcn_googlenet import FCNGoogLeNet
 from jaxseg.models.lraspp import LRASPP
-from jaxseg.models.output import SegmentationOutput
+from jaxseg.models.mask_rcnn import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
+from jaxseg.models.output import Detections, SegmentationOutput
 from jaxseg.models.progan import ProGANGenerator, progan_discriminator, stylegan_discriminator
 from jaxseg.models.pspnet import (
     pspnet_resnet18,
@@ -50,7 +57,24 @@ from jaxseg.models.unet_encoder import (
     unet_vgg16_bn,
 )
 
-__all__ = ["MODELS", "SegmentationOutput", "create_model", "model_source", "scores_classes"]
+__all__ = [
+    "DETECTORS",
+    "MODELS",
+    "Detections",
+    "SegmentationOutput",
+    "create_model",
+    "model_source",
+    "scores_classes",
+]
+
+DETECTORS: dict[str, Callable[..., nn.Module]] = {  # which return Detections
+    "fasterrcnn_resnet50_fpn": fasterrcnn_resnet50_fpn,
+    "fasterrcnn_resnet50_fpn_v2": fasterrcnn_resnet50_fpn_v2,
+    "fasterrcnn_mobilenet_v3_large_fpn": fasterrcnn_mobilenet_v3_large_fpn,
+    "fasterrcnn_mobilenet_v3_large_320_fpn": fasterrcnn_mobilenet_v3_large_320_fpn,
+    "maskrcnn_resnet50_fpn": maskrcnn_resnet50_fpn,
+    "maskrcnn_resnet50_fpn_v2": maskrcnn_resnet50_fpn_v2,
+}
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "fcn32s_vgg16": fcn32s_vgg16,
@@ -95,6 +119,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "progan_discriminator": progan_discriminator,
     "stylegan_generator": StyleGANGenerator,
     "stylegan_discriminator": stylegan_discriminator,
+    **DETECTORS,
 }
 
 

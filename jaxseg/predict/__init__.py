@@ -5,6 +5,7 @@ segmentation-models-pytorch and semseg all do (semseg writes the same numbers ti
 want BGR less a mean, take the difference into their first layer when they load (`jaxseg.weights.load_encoder`).
 """
 
+from jaxseg.detect import detect
 from jaxseg.predict.score import score
 from jaxseg.predict.sliding import averaged_scores, sliding_predictor
 from jaxseg.predict.whole import batch_predictor, labels_at, overlap_tile, predictor
@@ -12,9 +13,9 @@ from jaxseg.predict.whole import batch_predictor, labels_at, overlap_tile, predi
 __all__ = [
     "averaged_scores",
     "batch_predictor",
+    "detect",
     "labels_at",
     "overlap_tile",
     "predictor",
-    "score",
     "sliding_predictor",
 ]

@@ -35,6 +35,8 @@ FIELDS = {
     ("params", "bias"): "bias",
     ("batch_stats", "mean"): "running_mean",
     ("batch_stats", "var"): "running_var",
+    ("batch_stats", "scale"): "weight",  # of frozen norms
+    ("batch_stats", "bias"): "bias",
 }
 CLASSIFIERS = ("fc.", "classifier.", "aux1.", "aux2.", "last_linear.")  # of ImageNet's classes, beside a backbone
 

@@ -1,4 +1,4 @@
-"""torchvision's names of its segmentation models and their backbones.
+"""torchvision's names of its segmentation models, detectors and their backbones.
 
 A layout is a list of substitutions, made one after the other on a module's path in our tree; `/` then becomes `.`.
 """
@@ -13,8 +13,10 @@ from jaxseg.backbones.mobilenet_v2 import MobileNetV2
 from jaxseg.backbones.mobilenet_v3 import MobileNetV3
 from jaxseg.backbones.resnet import ResNet
 from jaxseg.models.deeplabv3 import DeepLabV3
+from jaxseg.models.faster_rcnn import FasterRCNN
 from jaxseg.models.fcn_dilated import DilatedFCN
 from jaxseg.models.lraspp import LRASPP
+from jaxseg.models.mask_rcnn import MaskRCNN
 
 __all__ = ["CONV_NORM", "HEAD", "MOBILE_V2", "NUMBERED", "TORCHVISION", "Layout", "Publisher"]
 
@@ -48,6 +50,21 @@ MOBILE_V2: Layout = (  # a block is one Sequential, whose last two entries are a
     (r"(features_.*)/block/bn$", r"\1/1"),
 )
 MOBILE: Layout = ((r"^(backbone/)?features_", r"\1"), *NUMBERED, *CONV_NORM)
+DETECTOR: Layout = (
+    (r"^backbone/(inner|layer)_", r"backbone/fpn/\1_blocks/"),
+    (r"^backbone/body/features_", "backbone/body/"),
+    (r"^rpn/", "rpn/head/"),
+    (r"^(box|mask)_", r"roi_heads/\1_"),
+    (r"_head/conv_", "_head/"),
+    (r"box_head/fc$", "box_head/5"),
+    *NUMBERED,
+    *CONV_NORM,
+)
+OLD_DETECTOR: Layout = (  # before torchvision 0.13
+    (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
+    (r"((?:inner|layer)_blocks\.\d)\.(weight|bias)$", r"\1.0.\2"),
+    *((rf"mask_head\.mask_fcn{i + 1}\.", f"mask_head.{i}.0.") for i in range(4)),
+)
 
 TORCHVISION = Publisher(
     "torchvision",
@@ -74,6 +91,9 @@ TORCHVISION = Publisher(
             (r"^(cbr|low_classifier|high_classifier)", r"classifier/\1"),
             *MOBILE,
         ),
+        FasterRCNN: DETECTOR,
+        MaskRCNN: DETECTOR,
     },
+    renamed=OLD_DETECTOR,
     fields={DeepLabV3: {"align_corners": False, "dilate_first": False}},
 )

@@ -1,0 +1,110 @@
+"""From photographs of any sizes to their objects, in the pixels of each photograph."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from jaxseg.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from jaxseg.ops.masks import paste_masks
+
+__all__ = ["detect", "scaled_size"]
+
+
+def scaled_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
+    """`size` (h, w) scaled until its short side is `min_size`, or its long side `max_size`; rounded down."""
+    scale = min(min_size / min(size), max_size / max(size))
+    return max(math.floor(size[0] * scale), 1), max(math.floor(size[1] * scale), 1)
+
+
+def _resize_axis(x: np.ndarray, axis: int, n_out: int) -> np.ndarray:
+    """Linear interpolation by pixel centres without antialiasing, as PyTorch's `interpolate`."""
+    n_in = x.shape[axis]
+    if n_in == n_out:
+        return x
+    at = np.maximum((np.arange(n_out, dtype=np.float32) + 0.5) * np.float32(n_in / n_out) - np.float32(0.5), 0)
+    low = np.minimum(at.astype(np.int64), n_in - 1)
+    high = np.minimum(low + 1, n_in - 1)
+    part = (at - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+    below, above = np.take(x, low, axis), np.take(x, high, axis)
+    return below + part * (above - below)
+
+
+def _on_canvas(image: Shaped[np.ndarray, "h w 3"], scaled: tuple[int, int], canvas: np.ndarray) -> None:
+    """Normalises, scales and writes an image to the corner of its `canvas` of zeros."""
+    x: np.ndarray = image.astype(np.float32)
+    x = x / np.float32(255) if image.dtype == np.uint8 else x
+    x = (x - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
+    canvas[: scaled[0], : scaled[1]] = _resize_axis(_resize_axis(x, 0, scaled[0]), 1, scaled[1])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(model: nn.Module, variables: PyTree, images: Array, sizes: Array, ratios: Array) -> Any:
+    found: Any = model.apply(variables, images, sizes, train=False)
+    return found.replace(boxes=found.boxes * ratios[:, None])
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _paste(masks: Array, boxes: Array, size: tuple[int, int]) -> Array:
+    return paste_masks(masks, boxes, size)
+
+
+def _checked(images: Any) -> list[np.ndarray]:
+    arrays = [np.asarray(image) for image in images]
+    for i, image in enumerate(arrays):
+        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"detect needs RGB images [h, w, 3], image {i} has shape {image.shape}")
+        if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
+            raise ValueError(f"detect needs uint8 images, or floats in 0..1, image {i} is {image.dtype}")
+    return arrays
+
+
+def detect(
+    model: nn.Module,
+    variables: PyTree,
+    images: Sequence[Shaped[np.ndarray, "_ _ 3"]] | Shaped[np.ndarray, "n h w 3"] | Float[Array, "n h w 3"],
+    *,
+    min_size: int | None = None,
+    max_size: int | None = None,
+    canvas: tuple[int, int] | None = None,
+) -> list[Any]:
+    """The objects in `images` of any sizes, RGB uint8 or floats in 0..1: one `Detections` an image, in its pixels.
+
+    As torchvision's detectors: each image is scaled (bilinear) until its short side is `min_size` or its long
+    side `max_size`, by default the model's own; all go into one batch on a canvas of the largest, rounded up
+    to 32. A `canvas` (h, w) given instead keeps the shapes of one program for batches of other sizes. The model
+    compiles once for each canvas and number of images. Masks `[k, h, w]` are probabilities on the image.
+
+    Raises ValueError for what is not an RGB image, and for a canvas that is too small.
+    """
+    arrays = _checked(images)
+    if not arrays:
+        return []
+    detector: Any = model
+    short, long = min_size or detector.min_size, max_size or detector.max_size
+    scaled = [scaled_size((a.shape[0], a.shape[1]), short, long) for a in arrays]
+    largest = tuple(-(-max(s[axis] for s in scaled) // 32) * 32 for axis in (0, 1))
+    if canvas is None:
+        canvas = (largest[0], largest[1])
+    elif canvas[0] < largest[0] or canvas[1] < largest[1]:
+        raise ValueError(f"the images need a canvas of {largest} at least, got {canvas}")
+    batch = np.zeros((len(arrays), *canvas, 3), np.float32)
+    ratios = np.zeros((len(arrays), 4), np.float32)
+    for i, (image, size) in enumerate(zip(arrays, scaled, strict=True)):
+        _on_canvas(image, size, batch[i])
+        down, across = (np.float32(image.shape[a]) / np.float32(size[a]) for a in (0, 1))
+        ratios[i] = across, down, across, down
+    found = _apply(model, variables, batch, np.array(scaled, np.int32), ratios)
+    out = []
+    for i, image in enumerate(arrays):
+        one = jax.tree.map(lambda x, i=i: x[i], found)
+        if one.masks is not None:
+            size = (image.shape[0], image.shape[1])
+            one = one.replace(masks=_paste(one.masks, one.boxes, size))
+        out.append(one)
+    return out

@@ -1,0 +1,107 @@
+"""Mask R-CNN: Faster R-CNN and, beside its boxes, a small mask for every class."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxseg.layers import BatchNorm, ConvNormAct, ConvTranspose
+from jaxseg.models.faster_rcnn import BoxConvHead, FasterRCNN
+from jaxseg.models.output import Detections
+from jaxseg.models.rpn import Proposals
+
+__all__ = ["MaskHead", "MaskRCNN", "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"]
+
+he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class MaskHead(nn.Module):
+    """Four 3x3 convolutions on the features of a box (He et al. 2017, Figure 4, right)."""
+
+    features: tuple[int, ...] = (256, 256, 256, 256)
+    norm: Callable[..., nn.Module] | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "k s s c"], *, train: bool) -> Float[Array, "k s s f"]:
+        for i, features in enumerate(self.features):
+            x = ConvNormAct(features, norm=self.norm, dtype=self.dtype, name=f"conv_{i}")(x, train=train)
+        return x
+
+
+class ClassMask(nn.Module):
+    """A 1x1 convolution to the masks of all classes, of which one is wanted: only that one is computed."""
+
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "k s s c"], classes: Int[Array, "k"]) -> Float[Array, "k s s"]:
+        kernel = self.param("kernel", he_init, (1, 1, x.shape[-1], self.num_classes), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,), jnp.float32)
+        chosen = kernel[0, 0].T[classes].astype(self.dtype)
+        highest = jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
+        logits = jnp.einsum("kyxc,kc->kyx", x, chosen, precision=highest)
+        return logits.astype(jnp.float32) + bias[classes][:, None, None]
+
+
+class MaskPredictor(nn.Module):
+    """Twice the resolution, and the mask of a class (He et al. 2017, Figure 4)."""
+
+    num_classes: int
+    features: int = 256
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "k s s c"], classes: Int[Array, "k"]) -> Float[Array, "k t t"]:
+        up = ConvTranspose(
+            self.features,
+            (2, 2),
+            (2, 2),
+            [(0, 0), (0, 0)],
+            kernel_init=he_init,
+            dtype=self.dtype,
+            name="conv5_mask",
+        )
+        return ClassMask(self.num_classes, self.dtype, name="mask_fcn_logits")(nn.relu(up(x)), classes)
+
+
+class MaskRCNN(FasterRCNN):
+    """Mask R-CNN (He et al. 2017, Figure 1) on FPN, torchvision's in every number.
+
+    As `FasterRCNN`; `Detections.masks` are probabilities `[n, k, 28, 28]` in the frames of the boxes, of each
+    one's class, which `jaxseg.ops.masks.paste_masks` puts on the image. `mask_logits` is one more step.
+    """
+
+    mask: Callable[..., nn.Module] = MaskHead
+
+    def setup(self) -> None:
+        super().setup()
+        self.mask_head = self.mask(norm=self.head_norm, dtype=self.dtype)
+        self.mask_predictor = MaskPredictor(self.num_classes, self.mask_head.features[-1], self.dtype)
+
+    def mask_logits(
+        self, features: Mapping[str, Array], boxes: Float[Array, "n k 4"], classes: Int[Array, "n k"], *, train: bool
+    ) -> Float[Array, "n k 28 28"]:
+        """The mask of class `classes` in each box."""
+        x = self.mask_head(self.pool(features, boxes, 14), train=train)
+        masks = self.mask_predictor(x, classes.reshape(-1))
+        return masks.reshape(*boxes.shape[:2], *masks.shape[1:])
+
+    def detect_boxes(
+        self, features: Mapping[str, Array], proposals: Proposals, sizes: Int[Array, "n 2"], *, train: bool
+    ) -> Detections:
+        found: Any = super().detect_boxes(features, proposals, sizes, train=train)
+        logits = self.mask_logits(features, found.boxes, found.classes, train=train)
+        masks = jnp.where(found.valid[..., None, None], jax.nn.sigmoid(logits), 0)
+        return found.replace(masks=masks)
+
+
+maskrcnn_resnet50_fpn = MaskRCNN  # torchvision's; v2 after Li et al. 2021
+maskrcnn_resnet50_fpn_v2 = functools.partial(
+    MaskRCNN, norm=BatchNorm, head_norm=BatchNorm, box=BoxConvHead, rpn_convs=2
+)

@@ -1,0 +1,89 @@
+"""Instance masks between the image and the frame of a box: pasted for use, cropped for a loss."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from jaxseg.ops.roi import roi_align
+
+__all__ = ["crop_instances", "crop_masks", "crop_polygons", "paste_masks"]
+
+
+def _paste_matrix(low: Array, high: Array, m: int, length: int) -> Array:
+    """Weights `[k, length, m]` of bilinear interpolation of `m` samples over the pixels `low` to `high`."""
+    count = jnp.maximum(high - low + 1, 1).astype(jnp.float32)[:, None]
+    offset = jnp.arange(length, dtype=jnp.int32) - low[:, None]
+    at = jnp.clip((offset + 0.5) * (m / count) - 0.5, 0, m - 1)
+    inside = (offset >= 0) & (offset < count)
+    near = jnp.maximum(1 - jnp.abs(at[..., None] - jnp.arange(m)), 0)
+    return jnp.where(inside[..., None], near, 0)
+
+
+def paste_masks(
+    masks: Float[Array, "k m m"], boxes: Float[Array, "k 4"], size: tuple[int, int]
+) -> Float[Array, "k h w"]:
+    """Masks in the frames of their boxes onto an image of `size` (h, w), zero elsewhere.
+
+    As torchvision and Detectron do: a pixel of zeros goes around the mask and the box grows with it, is cut to
+    whole pixels, and takes the mask by bilinear interpolation. Values stay probabilities; 0.5 is the usual cut.
+    """
+    m = masks.shape[-1]
+    padded = jnp.pad(masks.astype(jnp.float32), ((0, 0), (1, 1), (1, 1)))
+    centre = (boxes[:, 2:] + boxes[:, :2]) * 0.5
+    half = (boxes[:, 2:] - boxes[:, :2]) * 0.5 * ((m + 2) / m)
+    (x0, y0), (x1, y1) = (jnp.trunc(corner).astype(jnp.int32).T for corner in (centre - half, centre + half))
+    rows, columns = _paste_matrix(y0, y1, m + 2, size[0]), _paste_matrix(x0, x1, m + 2, size[1])
+    highest = jax.lax.Precision.HIGHEST
+    lines = jnp.einsum("khi,kij->khj", rows, padded, precision=highest)
+    return jnp.einsum("khj,kwj->khw", lines, columns, precision=highest)
+
+
+def _crop(mask: Array, box: Array, size: int) -> Array:
+    mask = mask.astype(jnp.float32)[None, :, :, None]
+    return roi_align(mask, box[None, None], size, sampling_ratio=-1, form="einsum")[0, 0, :, :, 0]
+
+
+def crop_masks(
+    masks: Num[Array, "g h w"] | Bool[Array, "g h w"],
+    indices: Int[Array, "k"],
+    boxes: Float[Array, "k 4"],
+    size: int,
+) -> Float[Array, "k size size"]:
+    """Targets of a mask head: mask `indices[i]` within `boxes[i]`, as the share of each of `size` x `size` bins.
+
+    RoIAlign of the mask with as many samples as pixels, which is what torchvision trains on.
+    """
+    return jax.lax.map(lambda a: _crop(masks[a[0]], a[1], size), (indices, boxes), batch_size=8)
+
+
+def crop_instances(
+    instances: Int[Array, "h w"], ids: Int[Array, "k"], boxes: Float[Array, "k 4"], size: int
+) -> Float[Array, "k size size"]:
+    """`crop_masks` of the pixels of `instances` that have the id `ids[i]`, without a mask for every id."""
+    return jax.lax.map(lambda a: _crop(instances == a[0], a[1], size), (ids, boxes), batch_size=8)
+
+
+def crop_polygons(
+    vertices: Float[Array, "k v 2"], counts: Int[Array, "k"], boxes: Float[Array, "k 4"], size: int
+) -> Float[Array, "k size size"]:
+    """Targets from polygons: 1 where the centre of a bin of `boxes[i]` is inside polygon i by the even-odd rule.
+
+    Polygon i is the first `counts[i]` of its `vertices` (x, y), closed; fewer than three enclose nothing.
+    """
+    v = vertices.shape[1]
+    used = jnp.arange(v) < counts[:, None]
+    following = jnp.where(jnp.arange(v) + 1 < counts[:, None], jnp.arange(1, v + 1) % v, 0)
+    x0, y0 = vertices[..., 0][:, None, None], vertices[..., 1][:, None, None]
+    end = jnp.take_along_axis(vertices, following[..., None], 1)
+    x1, y1 = end[..., 0][:, None, None], end[..., 1][:, None, None]
+    share: Any = (jnp.arange(size) + 0.5) / size
+    extent = boxes[:, 2:] - boxes[:, :2]
+    x = (boxes[:, :1] + share * extent[:, :1])[:, None, :, None]
+    y = (boxes[:, 1:2] + share * extent[:, 1:])[:, :, None, None]
+    spans = (y0 > y) != (y1 > y)
+    rise = jnp.where(spans, y1 - y0, 1)
+    used &= (counts >= 3)[:, None]
+    crossed = spans & (x < x0 + (y - y0) * (x1 - x0) / rise) & used[:, None, None]
+    return (jnp.sum(crossed, -1) % 2).astype(jnp.float32)

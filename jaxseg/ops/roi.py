@@ -1,0 +1,311 @@
+"""Features of boxes: RoIAlign, RoIPool, and which level of a pyramid a box reads.
+
+Features are `[N, H, W, C]`, boxes `[N, K, 4]` XYXY in pixels, those of each image with that image; `scale` is
+features over pixels. Boxes get no gradient.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxseg.ops.boxes import box_area
+
+__all__ = ["pyramid_levels", "pyramid_roi_align", "roi_align", "roi_pool"]
+
+Form = Literal["gather", "einsum"]
+
+
+class _Sampling(NamedTuple):
+    """How a box is sampled; static."""
+
+    size: int  # bins a side
+    ratio: int  # samples a side of a bin; -1: as many as the bin has pixels, up to `bound`
+    aligned: bool  # pixel i covers i - 0.5 to i + 0.5; otherwise i to i + 1, off by half a pixel
+    bound: int
+
+
+def _samples(start: Array, stop: Array, length: Any, how: _Sampling) -> tuple[Array, Array]:
+    """Coordinates, cut to 0..length - 1, and weights of the samples along one axis, each `[..., size, s]`.
+
+    `start`, `stop` and `length` are `[...]`, in pixels of the features. A sample more than a pixel outside
+    weighs nothing. The weights of a bin sum to 1 where all its samples are inside.
+    """
+    shift = 0.5 if how.aligned else 0.0
+    start, extent = start - shift, stop - start
+    if not how.aligned:
+        extent = jnp.maximum(extent, 1.0)
+    bin_size = extent / how.size
+    count: Any = how.ratio if how.ratio > 0 else jnp.clip(jnp.ceil(bin_size), 0, how.bound)[..., None, None]
+    s = jnp.arange(how.ratio if how.ratio > 0 else how.bound)
+    step = (s + 0.5) * (bin_size[..., None, None] / jnp.maximum(count, 1))
+    at = start[..., None, None] + jnp.arange(how.size)[:, None] * bin_size[..., None, None] + step
+    last = jnp.asarray(length, jnp.float32)
+    last = last[..., None, None] if last.ndim else last
+    weight = jnp.where((s < count) & (at >= -1) & (at <= last), 1.0 / jnp.maximum(count, 1), 0.0)
+    return jnp.clip(at, 0, last - 1), weight
+
+
+def _matrix(start: Array, stop: Array, length: int, how: _Sampling) -> Array:
+    """Interpolation weights `[..., size, length]` of the bins' means along one axis."""
+    at, weight = _samples(start, stop, length, how)
+    total = jnp.zeros((*at.shape[:-1], length))
+    for s in range(at.shape[-1]):
+        near = jnp.maximum(1 - jnp.abs(at[..., s, None] - jnp.arange(length)), 0)
+        total += weight[..., s, None] * near
+    return total
+
+
+def _matrices(boxes: Any, shape: tuple[int, ...], scale: float, how: _Sampling) -> tuple[Array, Array]:
+    x0, y0, x1, y1 = jnp.moveaxis(boxes * scale, -1, 0)
+    return _matrix(y0, y1, shape[1], how), _matrix(x0, x1, shape[2], how)
+
+
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+def _align_by_matrices(features: Any, boxes: Any, scale: float, how: _Sampling, chosen: Any) -> Array:
+    rows, columns = _matrices(boxes, features.shape, scale, how)
+    rows = jnp.where(chosen[..., None, None], rows, 0).astype(features.dtype)
+    lines = _einsum("nkph,nhwc->nkpwc", rows, features)
+    return _einsum("nkqw,nkpwc->nkpqc", columns.astype(features.dtype), lines)
+
+
+def _spread_by_matrices(
+    cotangent: Any, boxes: Any, shape: tuple[int, ...], scale: float, how: _Sampling, chosen: Any
+) -> Array:
+    """The transpose of `_align_by_matrices`: every box's gradient back onto the features."""
+    rows, columns = _matrices(boxes, shape, scale, how)
+    rows = jnp.where(chosen[..., None, None], rows, 0).astype(cotangent.dtype)
+    lines = _einsum("nkqw,nkpqc->nkpwc", columns.astype(cotangent.dtype), cotangent)
+    return _einsum("nkph,nkpwc->nhwc", rows, lines)
+
+
+def _corners(
+    boxes: Any, levels: Any, shapes: Sequence[tuple[int, ...]], scales: Sequence[float], how: _Sampling
+) -> tuple[Array, Array]:
+    """Where each bin reads the levels laid end to end, and with what weight: `[n, k, size, size, reads]`."""
+    heights, widths = (np.array([s[axis] for s in shapes]) for axis in (1, 2))
+    first = np.concatenate([[0], np.cumsum(heights * widths)[:-1]])
+    h, w = jnp.asarray(heights)[levels], jnp.asarray(widths)[levels]
+    x0, y0, x1, y1 = jnp.moveaxis(boxes * jnp.asarray(scales, jnp.float32)[levels][..., None], -1, 0)
+
+    def pairs(start: Array, stop: Array, length: Array) -> tuple[Array, Array]:
+        at, weight = _samples(start, stop, length, how)
+        low = jnp.floor(at).astype(jnp.int32)
+        high = jnp.minimum(low + 1, length[..., None, None] - 1)
+        part = at - low
+        return jnp.concatenate([low, high], -1), jnp.concatenate([weight * (1 - part), weight * part], -1)
+
+    y, wy = pairs(y0, y1, h)
+    x, wx = pairs(x0, x1, w)
+    y, wy = y[..., :, None, :, None], wy[..., :, None, :, None]
+    x, wx = x[..., None, :, None, :], wx[..., None, :, None, :]
+    place = jnp.asarray(first)[levels][..., None, None, None, None] + y * w[..., None, None, None, None] + x
+    weight = wy * wx
+    return place.reshape(*place.shape[:4], -1), weight.reshape(*weight.shape[:4], -1)
+
+
+def _align_by_gather(features: Any, boxes: Any, levels: Any, scales: Sequence[float], how: _Sampling) -> Array:
+    n, _, _, c = features[0].shape
+    flat = jnp.concatenate([f.reshape(n, -1, c) for f in features], 1)
+    place, weight = _corners(boxes, levels, [f.shape for f in features], scales, how)
+    place += (jnp.arange(n) * flat.shape[1])[:, None, None, None, None]
+    flat = flat.reshape(-1, c)
+    total = jnp.zeros((*place.shape[:4], c), flat.dtype)
+    for read in range(place.shape[-1]):
+        values = flat.at[place[..., read]].get(mode="promise_in_bounds")
+        total += weight[..., read, None].astype(flat.dtype) * values
+    return total
+
+
+def _spread_by_scatter(
+    cotangent: Any, boxes: Any, levels: Any, shapes: Sequence[tuple[int, ...]], scales: Any, how: _Sampling
+) -> list[Array]:
+    n, c = cotangent.shape[0], cotangent.shape[-1]
+    sizes = [s[1] * s[2] for s in shapes]
+    place, weight = _corners(boxes, levels, shapes, scales, how)
+    place += (jnp.arange(n) * sum(sizes))[:, None, None, None, None]
+    values = weight[..., None].astype(cotangent.dtype) * cotangent[..., None, :]
+    flat = jnp.zeros((n * sum(sizes), c), cotangent.dtype).at[place.reshape(-1)].add(values.reshape(-1, c))
+    parts = jnp.split(flat.reshape(n, -1, c), np.cumsum(sizes)[:-1], 1)
+    return [part.reshape(s) for part, s in zip(parts, shapes, strict=True)]
+
+
+def _gathers(shapes: Sequence[tuple[int, ...]], boxes: Any, how: _Sampling, backward: bool) -> bool:
+    """Whether reading single pixels beats products with matrices, on CPU, by their counts of operations.
+
+    A pixel read, or worse added to, out of order costs as much as many multiply-adds in a product.
+    """
+    k = boxes.shape[1]
+    reads = k * (2 * how.size * (how.ratio if how.ratio > 0 else how.bound)) ** 2
+    products = sum(k * how.size * s[2] * (s[1] + how.size) for s in shapes)
+    return products > (200 if backward else 4) * reads
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _align(features: Any, boxes: Any, levels: Any, scales: Any, how: _Sampling, form: Form | None) -> Array:
+    def by_gather(features: Any, boxes: Any, levels: Any) -> Array:
+        return _align_by_gather(features, boxes, levels, scales, how)
+
+    def by_matrices(features: Any, boxes: Any, levels: Any) -> Array:
+        parts = [
+            _align_by_matrices(f, boxes, scale, how, levels == i)
+            for i, (f, scale) in enumerate(zip(features, scales, strict=True))
+        ]
+        return functools.reduce(jnp.add, parts)
+
+    forms = {"gather": by_gather, "einsum": by_matrices}
+    if form is not None:
+        return forms[form](features, boxes, levels)
+    few = _gathers([f.shape for f in features], boxes, how, backward=False)
+    return jax.lax.platform_dependent(
+        features, boxes, levels, cpu=by_gather if few else by_matrices, default=by_matrices
+    )
+
+
+def _align_forward(features: Any, boxes: Any, levels: Any, scales: Any, how: _Sampling, form: Any) -> Any:
+    shapes = tuple(jax.ShapeDtypeStruct(f.shape, f.dtype) for f in features)
+    # RoIAlign is linear in the features: its gradient needs their shapes alone, which zeros of no size carry
+    empty = tuple(jnp.zeros((0, *s.shape), s.dtype) for s in shapes)
+    return _align(features, boxes, levels, scales, how, form), (empty, boxes, levels)
+
+
+def _align_backward(scales: Any, how: _Sampling, form: Form | None, saved: Any, cotangent: Any) -> Any:
+    empty, boxes, levels = saved
+    shapes = [e.shape[1:] for e in empty]
+
+    def by_scatter(cotangent: Any, boxes: Any, levels: Any) -> list[Array]:
+        return _spread_by_scatter(cotangent, boxes, levels, shapes, scales, how)
+
+    def by_matrices(cotangent: Any, boxes: Any, levels: Any) -> list[Array]:
+        return [
+            _spread_by_matrices(cotangent, boxes, shape, scale, how, levels == i)
+            for i, (shape, scale) in enumerate(zip(shapes, scales, strict=True))
+        ]
+
+    forms = {"gather": by_scatter, "einsum": by_matrices}
+    if form is not None:
+        gradient = forms[form](cotangent, boxes, levels)
+    else:
+        few = _gathers(shapes, boxes, how, backward=True)
+        gradient = jax.lax.platform_dependent(
+            cotangent, boxes, levels, cpu=by_scatter if few else by_matrices, default=by_matrices
+        )
+    features = tuple(g.astype(e.dtype) for g, e in zip(gradient, empty, strict=True))
+    return features, jnp.zeros_like(boxes), np.zeros(levels.shape, jax.dtypes.float0)
+
+
+_align.defvjp(_align_forward, _align_backward)
+
+
+def _sampling(size: int, sampling_ratio: int, aligned: bool, max_sampling: int | None, shapes: Any) -> _Sampling:
+    if size < 1 or sampling_ratio == 0:
+        raise ValueError(f"RoIAlign needs size >= 1 and sampling_ratio >= 1, or -1, got {size} and {sampling_ratio}")
+    bound = max_sampling or math.ceil(max(max(s[1:3]) for s in shapes) / size)
+    return _Sampling(size, sampling_ratio, aligned, bound)
+
+
+def roi_align(
+    features: Float[Array, "n h w c"],
+    boxes: Float[Array, "n k 4"],
+    size: int,
+    *,
+    scale: float = 1.0,
+    sampling_ratio: int = 2,
+    aligned: bool = False,
+    max_sampling: int | None = None,
+    form: Form | None = None,
+) -> Float[Array, "n k size size c"]:
+    """RoIAlign (He et al. 2017, section 3): means of bilinear samples in `size` x `size` bins of each box.
+
+    A bin has `sampling_ratio` x `sampling_ratio` samples; with -1 as many as it has pixels, rounded up, at
+    most `max_sampling` a side. That bound is by default the feature map's longer side over `size`: enough for
+    every box within the map. `aligned` takes pixel centres at halves, as Detectron2; otherwise as Detectron
+    and torchvision's detectors, where boxes are a pixel long at least. Samples within a pixel outside take
+    the border's value, those beyond are zero.
+
+    `form` says how: reading pixels, or products with one-hot interpolation weights. By default the cheaper by
+    count on CPU, and products on accelerators; forward and gradient each by themselves.
+    """
+    levels = jnp.zeros(boxes.shape[:2], jnp.int32)
+    how = _sampling(size, sampling_ratio, aligned, max_sampling, [features.shape])
+    return _align((features,), boxes.astype(jnp.float32), levels, (scale,), how, form)
+
+
+def pyramid_levels(
+    boxes: Float[Array, "*n 4"], low: int, high: int, *, canonical_size: float = 224.0, canonical_level: int = 4
+) -> Int[Array, "*n"]:
+    """The level of a pyramid, from `low` to `high`, for each box (Lin et al. 2017, equation 1).
+
+    A box of `canonical_size` squared has `canonical_level`, and one of twice the side the next. Boxes without
+    area have the lowest.
+    """
+    side = jnp.sqrt(jnp.maximum(box_area(boxes), 0))
+    level = jnp.floor(canonical_level + jnp.log2(side / canonical_size) + 1e-6)  # torchvision's epsilon
+    return jnp.clip(jnp.nan_to_num(level, neginf=low), low, high).astype(jnp.int32)
+
+
+def pyramid_roi_align(
+    features: Sequence[Float[Array, "n _ _ c"]],
+    boxes: Float[Array, "n k 4"],
+    size: int,
+    *,
+    strides: Sequence[int],
+    sampling_ratio: int = 2,
+    aligned: bool = False,
+    form: Form | None = None,
+) -> Float[Array, "n k size size c"]:
+    """RoIAlign of each box on its own level of a pyramid, from the finest, whose `strides` are powers of 2."""
+    if len(features) != len(strides):
+        raise ValueError(f"a pyramid of {len(features)} levels needs as many strides, got {tuple(strides)}")
+    low, high = (round(math.log2(stride)) for stride in (strides[0], strides[-1]))
+    levels = jnp.clip(pyramid_levels(boxes, low, high) - low, 0, len(features) - 1)
+    how = _sampling(size, sampling_ratio, aligned, None, [f.shape for f in features])
+    return _align(tuple(features), boxes.astype(jnp.float32), levels, tuple(1 / s for s in strides), how, form)
+
+
+def _pool_windows(start: Array, stop: Array, size: int, length: int) -> Array:
+    """Which pixels `[k, size, length]` each bin covers along an axis, after Caffe's rounding."""
+    start, stop = (jnp.floor(x + 0.5) for x in (start, stop))
+    bin_size = jnp.maximum(stop - start + 1, 1) / size
+    bins = jnp.arange(size)
+    first = jnp.floor(bins * bin_size[:, None]) + start[:, None]
+    end = jnp.ceil((bins + 1) * bin_size[:, None]) + start[:, None]
+    pixels = jnp.arange(length)
+    return (pixels >= first[..., None]) & (pixels < end[..., None])
+
+
+def roi_pool(
+    features: Float[Array, "n h w c"], boxes: Float[Array, "n k 4"], size: int, *, scale: float = 1.0
+) -> Float[Array, "n k size size c"]:
+    """RoIPool (Girshick 2015, section 2.1): the maxima of `size` x `size` bins of each box.
+
+    Boxes are rounded to whole pixels of the features, both ends inside; bins overlap by up to a pixel, and an
+    empty bin is 0. The gradient goes to the first maximum in row-major order, as in Caffe and torchvision.
+    """
+    h, w = features.shape[1:3]
+
+    def one(x: Array, box: Array) -> Array:
+        x0, y0, x1, y1 = box[:, None] * scale
+        rows, columns = _pool_windows(y0, y1, size, h)[0], _pool_windows(x0, x1, size, w)[0]
+        lowest = jnp.array(-jnp.inf, x.dtype)
+        seen = jax.lax.stop_gradient(x)
+        wide = jnp.where(columns[None, :, :, None], seen[:, None], lowest)  # [h, size, w, c]
+        at_x, best = jnp.argmax(wide, 2), wide.max(2)
+        tall = jnp.where(rows[:, :, None, None], best[None], lowest)  # [size, h, size, c]
+        at_y = jnp.argmax(tall, 1)
+        at_x = jnp.take_along_axis(at_x, at_y, 0)
+        value = x[at_y, at_x, jnp.arange(x.shape[-1])]
+        some = rows.any(-1)[:, None, None] & columns.any(-1)[None, :, None]
+        return jnp.where(some, value, 0)
+
+    def image(x: Array, boxes: Array) -> Array:
+        return jax.lax.map(functools.partial(one, x), boxes, batch_size=16)
+
+    return jax.vmap(image)(features, boxes.astype(jnp.float32))
