@@ -78,9 +78,10 @@ def _combine(c: Float[Array, "m n"], x: Float[Array, "m h w"]) -> Float[Array, "
     return jnp.einsum("mn,mhw->nhw", c, x, precision=HIGHEST)
 
 
-def _unit(y: Float[Array, "m h w"], degree: Float[Array, "h w"]) -> Float[Array, "m h w"]:
-    """y^T D y = 1, but for vectors of next to nothing."""
-    return y * jax.lax.rsqrt(jnp.maximum(jnp.sum(y * y * degree, axis=(1, 2), keepdims=True), 1e-36))
+def _unit(y: Float[Array, "m h w"], degree: Float[Array, "h w"], least: float = 1e-36) -> Float[Array, "m h w"]:
+    """y^T D y = 1; vectors of `least` or less become 0."""
+    squared = jnp.sum(y * y * degree, axis=(1, 2), keepdims=True)
+    return y * jnp.where(squared > least, jax.lax.rsqrt(jnp.maximum(squared, least)), 0.0)
 
 
 def _residual_norms(r: Float[Array, "m h w"], degree: Float[Array, "h w"]) -> Float[Array, "m"]:
@@ -143,7 +144,7 @@ def _lobpcg(
     def enter(basis, image, slot, y):
         """Puts vectors, made orthogonal to those there, into an empty slot, and takes a Rayleigh-Ritz step."""
         y = _unit(y * inside, degree)
-        y = _unit(y - _combine(_gram(basis, y * degree), basis), degree)
+        y = _unit(y - _combine(_gram(basis, y * degree), basis), degree, 1e-9)  # less is rounding
         y = _combine(_whiten(_gram(y, y * degree)), y)
         basis, image = basis.at[slot].set(y), image.at[slot].set(laplacian_product(graph, y))
         values, c, q = _rayleigh_ritz(_gram(basis, basis * degree), _gram(basis, image), m)
