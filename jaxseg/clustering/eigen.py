@@ -4,6 +4,7 @@ Knyazev 2001 for the block method; the hierarchy sums the graph over 2 x 2 cells
 from the coarse graph's eigenvectors, and one cycle through the hierarchy preconditions each residual.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -77,27 +78,44 @@ def _combine(c: Float[Array, "m n"], x: Float[Array, "m h w"]) -> Float[Array, "
     return jnp.einsum("mn,mhw->nhw", c, x, precision=HIGHEST)
 
 
-def _norms2(y: Float[Array, "m h w"], degree: Float[Array, "h w"]) -> Float[Array, "m 1 1"]:
-    return jnp.sum(y * y * degree, axis=(1, 2), keepdims=True)
-
-
-def _orthonormal(y: Array, against: Array, degree: Array) -> tuple[Array, Array]:
-    """A basis with y^T D y = 1, orthogonal to `against`, from the Gram matrix's eigenvectors.
-
-    Directions that `against` or the others already span come out as zero vectors; returns which do not.
-    """
-    y = y * jax.lax.rsqrt(jnp.maximum(_norms2(y, degree), 1e-36))
-    for _ in range(2):  # twice is enough, unless next to nothing was left
-        y = y - _combine(_gram(against * degree, y), against)
-        left = _norms2(y, degree)
-        y = jnp.where(left > 1e-9, y * jax.lax.rsqrt(jnp.maximum(left, 1e-9)), 0.0)
-    values, c = jnp.linalg.eigh(_gram(y, y * degree))
-    kept = values > 1e-5
-    return _combine(c * jnp.where(kept, jax.lax.rsqrt(jnp.maximum(values, 1e-5)), 0.0), y), kept
+def _unit(y: Float[Array, "m h w"], degree: Float[Array, "h w"], least: float = 1e-36) -> Float[Array, "m h w"]:
+    """y^T D y = 1; vectors of `least` or less become 0."""
+    squared = jnp.sum(y * y * degree, axis=(1, 2), keepdims=True)
+    return y * jnp.where(squared > least, jax.lax.rsqrt(jnp.maximum(squared, least)), 0.0)
 
 
 def _residual_norms(r: Float[Array, "m h w"], degree: Float[Array, "h w"]) -> Float[Array, "m"]:
     return jnp.sqrt(jnp.sum(r * r / jnp.maximum(degree, 1e-20) * (degree > 0), axis=(1, 2)))
+
+
+def _whiten(gram: Float[Array, "n n"], least: float = 1e-4) -> Float[Array, "n n"]:
+    """s with s^T gram s = 1 on directions that are more than rounding, and 0 for the others."""
+    values, turn = jnp.linalg.eigh(gram)
+    return turn * jnp.where(values > least, jax.lax.rsqrt(jnp.maximum(values, least)), 0.0)
+
+
+def _rayleigh_ritz(
+    metric: Float[Array, "n n"], energy: Float[Array, "n n"], m: int
+) -> tuple[Array, Float[Array, "n m"], Float[Array, "n m"]]:
+    """The m least Ritz values, coefficients of their vectors, and of the conjugate directions.
+
+    The first basis vector is the trivial one, then the m old vectors: Cholesky's triangular factor makes each
+    orthogonal to those before, and so keeps the old, whose energy is least, apart from the others' rounding.
+    Directions are what of the new vectors is not of the old, made orthogonal to the new (Hetmaniuk & Lehoucq
+    2006): on the small coefficients, so that their images need no new product.
+    """
+    dot = functools.partial(jnp.matmul, precision=HIGHEST)
+    null = (jnp.diag(metric) < 0.5).astype(metric.dtype)
+    factor = jnp.linalg.cholesky(0.5 * (metric + metric.T) + jnp.diag(null))
+    s = jax.scipy.linalg.solve_triangular(factor, jnp.eye(len(null)), lower=True)[1:].T
+    energy = dot(s.T, dot(0.5 * (energy + energy.T), s)) + jnp.diag(3 * null[1:])  # the spectrum ends at 2
+    values, c = jnp.linalg.eigh(energy)
+    values, c = values[:m], c[:, :m]
+    q = c.at[:m].set(0.0)
+    for _ in range(2):
+        q = q - dot(c, dot(c.T, q))
+        q = q / jnp.maximum(jnp.linalg.norm(q, axis=0), 1e-12)
+    return values, dot(s, c), dot(s, dot(q, _whiten(dot(q.T, q))))
 
 
 def _lobpcg(
@@ -108,47 +126,44 @@ def _lobpcg(
     least: int,
     max_iterations: int,
 ) -> Eigenpairs:
-    """The k smallest of the block's m pairs. All stays D-orthogonal to the trivial one."""
+    """The k smallest of the block's m pairs, every vector D-orthogonal to the trivial one.
+
+    Vectors and their images under D - W stay in two arrays with slots [trivial, x, directions p, residuals w]:
+    products with small matrices read and write these whole, and nothing is copied together.
+    """
     graph = levels[0]
     degree = graph.degree
     m = start.shape[0]
+    x, p, w = slice(1, m + 1), slice(m + 1, 2 * m + 1), slice(2 * m + 1, 3 * m + 1)
     inside = (degree > 0).astype(degree.dtype)
-    trivial = (inside / jnp.sqrt(jnp.sum(degree)))[None]
+    trivial = inside / jnp.sqrt(jnp.sum(degree))
 
-    def rayleigh_ritz(basis, image, kept):
-        """The block's Ritz values, and coefficients; null vectors go above the spectrum's end, 2."""
-        g = _gram(basis, image)
-        values, c = jnp.linalg.eigh(0.5 * (g + g.T) + jnp.diag(jnp.where(kept, 0.0, 10.0)))
-        return values[:m], c[:, :m]
+    def residuals(basis, image, values):
+        return image[x] - values[:, None, None] * basis[x] * degree
 
-    def residuals(x, ax, values):
-        return ax - values[:, None, None] * x * degree
+    def enter(basis, image, slot, y):
+        """Puts vectors, made orthogonal to those there, into an empty slot, and takes a Rayleigh-Ritz step."""
+        y = _unit(y * inside, degree)
+        y = _unit(y - _combine(_gram(basis, y * degree), basis), degree, 1e-9)  # less is rounding
+        y = _combine(_whiten(_gram(y, y * degree)), y)
+        basis, image = basis.at[slot].set(y), image.at[slot].set(laplacian_product(graph, y))
+        values, c, q = _rayleigh_ritz(_gram(basis, basis * degree), _gram(basis, image), m)
+        whole = jnp.zeros((3 * m + 1, 3 * m + 1)).at[0, 0].set(1.0).at[:, x].set(c).at[:, p].set(q)
+        basis, image = _combine(whole, basis), _combine(whole, image)
+        return basis, image, values, _residual_norms(residuals(basis, image, values), degree)
 
     def iterate(state):
-        x, ax, p, values, _, step = state
-        x_kept = _norms2(x, degree)[:, 0, 0] > 0.5
-        basis = jnp.concatenate([trivial, x])
-        w, w_kept = _orthonormal(_cycle(levels, residuals(x, ax, values)) * inside, basis, degree)
-        basis = jnp.concatenate([basis, w])
-        p, p_kept = _orthonormal(p, basis, degree)
-        basis = jnp.concatenate([basis, p])[1:]
-        image = jnp.concatenate([ax, laplacian_product(graph, basis[m:])])
-        values, c = rayleigh_ritz(basis, image, jnp.concatenate([x_kept, w_kept, p_kept]))
-        x, ax, p = _combine(c, basis), _combine(c, image), _combine(c[m:], basis[m:])
-        return x, ax, p, values, _residual_norms(residuals(x, ax, values), degree), step + 1
+        basis, image, values, _, step = state
+        return *enter(basis, image, w, _cycle(levels, residuals(basis, image, values))), step + 1
 
     def unfinished(state):
-        wanted = (jnp.max(state[4][:k]) > tolerance) | (state[5] < least)
-        return wanted & (state[5] < max_iterations)
+        *_, norms, step = state
+        return ((jnp.max(norms[:k]) > tolerance) | (step < least)) & (step < max_iterations)
 
-    x, kept = _orthonormal(start * inside, trivial, degree)
-    ax = laplacian_product(graph, x)
-    values, c = rayleigh_ritz(x, ax, kept)
-    x, ax = _combine(c, x), _combine(c, ax)
-    norms = _residual_norms(residuals(x, ax, values), degree)
-    state = (x, ax, jnp.zeros_like(x), values, norms, jnp.int32(0))
-    x, ax, _, values, norms, steps = jax.lax.while_loop(unfinished, iterate, state)
-    return Eigenpairs(values, x, norms, steps)
+    basis = jnp.zeros((3 * m + 1, *degree.shape)).at[0].set(trivial)
+    state = *enter(basis, jnp.zeros_like(basis), x, start), jnp.int32(0)
+    basis, _, values, norms, steps = jax.lax.while_loop(unfinished, iterate, state)
+    return Eigenpairs(values, basis[x], norms, steps)
 
 
 def smallest_eigenpairs(

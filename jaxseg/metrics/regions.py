@@ -10,9 +10,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 __all__ = [
+    "ImageScores",
     "RegionScores",
     "contingency",
     "covering",
+    "image_scores",
     "rand_index",
     "region_scores",
     "variation_of_information",
@@ -70,30 +72,43 @@ class RegionScores(NamedTuple):
     vi_ois: float
 
 
-def _image_scores(scales: Sequence[Any], truths: Sequence[Any]) -> tuple[np.ndarray, float]:
-    """[scale, (covering, PRI, VI)] as means over the human segmentations, and the best covering."""
-    rows, best = [], [np.zeros(len(np.unique(t))) for t in truths]
-    for labels in scales:
-        row = []
-        for i, truth in enumerate(truths):
-            best[i] = np.maximum(best[i], _overlaps(contingency(labels, truth)).max(axis=0))
-            row.append([covering(labels, truth), rand_index(labels, truth), variation_of_information(labels, truth)])
-        rows.append(np.mean(row, axis=0))
-    sizes = [np.unique(t, return_counts=True)[1] for t in truths]
-    return np.array(rows), float(np.mean([b @ s / s.sum() for b, s in zip(best, sizes, strict=True)]))
+class ImageScores(NamedTuple):
+    """One image's scores by scale: coverings of each human segmentation, and PRI and VI, means over the humans."""
+
+    covering: Float[np.ndarray, "scales humans"]
+    covering_best: Float[np.ndarray, "humans"]
+    pri: Float[np.ndarray, "scales"]
+    vi: Float[np.ndarray, "scales"]
 
 
-def region_scores(segmentations: Sequence[Sequence[Any]], truths: Sequence[Sequence[Any]]) -> RegionScores:
-    """Scores of a data set: by image, segmentations at the same scales in order, and human segmentations."""
-    images = [_image_scores(s, t) for s, t in zip(segmentations, truths, strict=True)]
-    table = np.stack([rows for rows, _ in images])  # [image, scale, measure]
-    mean = table.mean(axis=0)
+def image_scores(scales: Sequence[Any], truths: Sequence[Any]) -> ImageScores:
+    """Scores of one image's segmentations, from coarse to fine or the like, against the human ones."""
+    coverings, best, pri, vi = [], [], [], []
+    for truth in truths:
+        tables = [_overlaps(contingency(labels, truth)).max(axis=0) for labels in scales]
+        sizes = np.unique(truth, return_counts=True)[1] / np.asarray(truth).size
+        coverings.append([float(t @ sizes) for t in tables])
+        best.append(float(np.max(tables, axis=0) @ sizes))
+        pri.append([rand_index(labels, truth) for labels in scales])
+        vi.append([variation_of_information(labels, truth) for labels in scales])
+    return ImageScores(np.transpose(coverings), np.array(best), np.mean(pri, axis=0), np.mean(vi, axis=0))
+
+
+def region_scores(images: Sequence[ImageScores]) -> RegionScores:
+    """Scores of a data set of images segmented at the same scales.
+
+    As the benchmark does it, covering is the mean over all human segmentations of all images (of one size), so
+    that an image with more of them counts more; PRI and VI are means over images.
+    """
+    humans = sum(len(image.covering_best) for image in images)
+    covered = np.stack([image.covering.sum(axis=1) for image in images])  # [image, scale]
+    pri, vi = np.stack([image.pri for image in images]), np.stack([image.vi for image in images])
     return RegionScores(
-        covering_ods=float(mean[:, 0].max()),
-        covering_ois=float(table[:, :, 0].max(axis=1).mean()),
-        covering_best=float(np.mean([best for _, best in images])),
-        pri_ods=float(mean[:, 1].max()),
-        pri_ois=float(table[:, :, 1].max(axis=1).mean()),
-        vi_ods=float(mean[:, 2].min()),
-        vi_ois=float(table[:, :, 2].min(axis=1).mean()),
+        covering_ods=float(covered.sum(axis=0).max() / humans),
+        covering_ois=float(covered.max(axis=1).sum() / humans),
+        covering_best=float(sum(image.covering_best.sum() for image in images) / humans),
+        pri_ods=float(pri.mean(axis=0).max()),
+        pri_ois=float(pri.max(axis=1).mean()),
+        vi_ods=float(vi.mean(axis=0).min()),
+        vi_ois=float(vi.min(axis=1).mean()),
     )

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxseg.metrics.boundaries import boundaries, boundary_counts, boundary_scores, f_measure, match
-from jaxseg.metrics.regions import covering, rand_index, region_scores, variation_of_information
+from jaxseg.metrics.boundaries import boundaries, boundary_counts, boundary_scores, f_measure, match, thin
+from jaxseg.metrics.regions import covering, image_scores, rand_index, region_scores, variation_of_information
 
 A = np.array([[0, 0, 1, 1], [0, 0, 1, 1]])
 B = np.array([[0, 0, 0, 1], [0, 0, 0, 1]])
@@ -43,7 +43,7 @@ def test_variation_of_information_is_a_metric_in_bits():
 def test_scores_of_a_data_set_choose_scales():
     scales = [[np.zeros_like(A), A, B], [np.zeros_like(A), A, B]]
     truths = [[A, A], [B, B]]
-    scores = region_scores(scales, truths)
+    scores = region_scores([image_scores(s, t) for s, t in zip(scales, truths, strict=True)])
     assert scores.covering_ois == scores.pri_ois == 1.0
     assert scores.vi_ois == pytest.approx(0.0, abs=1e-12)
     assert scores.covering_ods == pytest.approx(max((1 + covering(A, B)) / 2, (1 + covering(B, A)) / 2))
@@ -55,13 +55,44 @@ def test_best_covering_takes_each_region_from_its_own_scale():
     left = np.array([[0, 0, 1, 1, 1, 2]])
     right = np.array([[0, 1, 1, 2, 2, 2]])
     truth = np.array([[0, 0, 1, 2, 2, 2]])
-    scores = region_scores([[left, right]], [[truth]])
+    scores = region_scores([image_scores([left, right], [truth])])
     assert scores.covering_best == pytest.approx((2 * 1 + 1 * 0.5 + 3 * 1) / 6)
     assert scores.covering_best > scores.covering_ois
 
 
+def test_an_image_with_more_humans_counts_more_in_covering_and_not_in_rand_index():
+    scores = region_scores([image_scores([A], [A]), image_scores([A], [B, B, B])])
+    assert scores.covering_ods == pytest.approx((1 + 3 * covering(A, B)) / 4)
+    assert scores.pri_ods == pytest.approx((1 + rand_index(A, B)) / 2)
+
+
 def test_boundary_of_two_halves_is_a_column():
     np.testing.assert_array_equal(boundaries(A), [[0, 1, 0, 0], [0, 1, 0, 0]])
+
+
+def test_boundaries_are_a_pixel_wide():
+    y, x = np.mgrid[:40, :50]
+    labels = (x + y > 44).astype(int) + 2 * ((x - 20) ** 2 + (y - 15) ** 2 < 100)
+    edge = boundaries(labels)
+    square = edge[:-1, :-1] & edge[1:, :-1] & edge[:-1, 1:] & edge[1:, 1:]
+    assert not square.any()
+    assert 90 < edge.sum() < 110  # the diagonal, 40, and the circle's 8-connected outline, 20 * 2 sqrt 2
+
+
+def test_thinning_leaves_lines_and_points_alone():
+    mask = np.zeros((7, 9), bool)
+    mask[3, 1:8], mask[1, 1] = True, True
+    np.testing.assert_array_equal(thin(mask), mask)
+    mask[2:5, 2:7] = True
+    assert thin(mask).sum() < mask.sum()
+
+
+@pytest.mark.parity
+def test_thinning_is_scikit_image_s():
+    morphology = pytest.importorskip("skimage.morphology", reason="needs scikit-image, the parity extra")
+    for seed in range(3):
+        mask = np.random.default_rng(seed).random((60, 70)) < 0.4 + 0.2 * seed
+        np.testing.assert_array_equal(thin(mask), morphology.thin(mask))
 
 
 def test_matching_is_one_to_one_and_largest():
