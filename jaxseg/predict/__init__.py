@@ -17,5 +17,6 @@ __all__ = [
     "labels_at",
     "overlap_tile",
     "predictor",
+    "score",
     "sliding_predictor",
 ]
