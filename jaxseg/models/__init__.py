@@ -150,10 +150,9 @@ def scores_classes(name: str) -> bool:
 def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn.Module:
     """The model of that name in MODELS, with `fields` of its class replaced.
 
-    A `backbone` or `encoder` may be a name in `jaxseg.backbones.BACKBONES`. Raises ValueError, with the nearest
-    name there is, for a model, a field or a backbone that does not exist.
-    `num_classes` is for models that score classes, and for the conditional form of a generator.
-    Raises ValueError, with the nearest name there is, for a model or a field that does not exist.
+    `num_classes` is for models that score classes, and for the conditional form of a generator. A `backbone` or
+    `encoder` may be a name in `jaxseg.backbones.BACKBONES`. Raises ValueError, with the nearest name there is, for
+    a model, a field or a backbone that does not exist.
     """
     constructor = _constructor(name)
     if num_classes is not None:
@@ -170,7 +169,6 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
             if fields[field] not in BACKBONES:
                 raise ValueError(f'no backbone "{fields[field]}"{_nearest(fields[field], BACKBONES)}')
             fields[field] = BACKBONES[fields[field]]
-    return constructor(num_classes=num_classes, **fields)
     return constructor(**fields)
 
 
