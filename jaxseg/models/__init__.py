@@ -111,12 +111,12 @@ def _model_class(constructor: Callable[..., nn.Module]) -> type[nn.Module]:
 def create_model(name: str, num_classes: int, **fields: Any) -> nn.Module:
     """The model of that name in MODELS, with `fields` of its class replaced.
 
-    A `backbone` or `encoder` may be a name in `jaxseg.backbones.BACKBONES`. Raises ValueError, with the nearest
-    name there is, for a model, a field or a backbone that does not exist.
+    As JSON has no others, a `backbone` or `encoder` may be a name in `jaxseg.backbones.BACKBONES`, and a tuple a
+    list. Raises ValueError, with the nearest name there is, for a model, a field or a backbone that does not exist.
     """
     constructor = _constructor(name)
     known = [f.name for f in dataclasses.fields(_model_class(constructor)) if f.name not in ("parent", "name")]
-    for field in fields:
+    for field in list(fields):
         if field not in known:
             raise ValueError(
                 f'model "{name}" has no field "{field}"{_nearest(field, known)} (fields: {", ".join(known)})'
@@ -125,6 +125,8 @@ def create_model(name: str, num_classes: int, **fields: Any) -> nn.Module:
             if fields[field] not in BACKBONES:
                 raise ValueError(f'no backbone "{fields[field]}"{_nearest(fields[field], BACKBONES)}')
             fields[field] = BACKBONES[fields[field]]
+        if isinstance(fields[field], list):
+            fields[field] = tuple(fields[field])
     return constructor(num_classes=num_classes, **fields)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxseg.backbones.vgg import VGG, VGGClassifier
+from jaxseg.models.unet import UNetValid
 from jaxseg.weights.files import read_weights
 from jaxseg.weights.folder import demand_described, weights_file
 from jaxseg.weights.semseg import SEMSEG
@@ -46,8 +47,9 @@ class Loaded(NamedTuple):
 
 
 def _shapes(model: nn.Module) -> dict[Path, jax.ShapeDtypeStruct]:
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    tree = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+    init = functools.partial(model.init, train=False)
+    size = 572 if isinstance(model, UNetValid) else 64
+    tree = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
     return dict(traverse_util.flatten_dict(dict(tree)))
 
 
