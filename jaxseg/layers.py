@@ -24,10 +24,16 @@ __all__ = [
     "EqualizedDense",
     "FCNHead",
     "FrozenBatchNorm",
+    "at_least_float32",
     "divisible_by_8",
 ]
 
 he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's kaiming_normal_
+
+
+def at_least_float32(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """`x` in float32, or in float64 where that is computed in, which the parity tests do."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def divisible_by_8(channels: int | float) -> int:
@@ -39,7 +45,7 @@ def divisible_by_8(channels: int | float) -> int:
 class BatchNorm(nn.Module):
     """Batch normalisation over the global batch (Ioffe and Szegedy 2015).
 
-    Statistics, and the running averages `batch_stats/{mean,var}`, are float32 whatever the compute dtype.
+    Statistics, and the running averages `batch_stats/{mean,var}`, are float32 where the compute dtype is less.
     As in Caffe and PyTorch the running variance is the unbiased one. `x` is `[..., C]`.
     """
 
@@ -55,7 +61,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         if train:
-            x32 = x.astype(jnp.float32)
+            x32 = at_least_float32(x)
             axes = tuple(range(x.ndim - 1))
             mean = batch_mean(x32.mean(axes))
             var = batch_mean(jnp.square(x32 - mean).mean(axes))

@@ -150,9 +150,9 @@ def scores_classes(name: str) -> bool:
 def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn.Module:
     """The model of that name in MODELS, with `fields` of its class replaced.
 
-    `num_classes` is for models that score classes, and for the conditional form of a generator. A `backbone` or
-    `encoder` may be a name in `jaxseg.backbones.BACKBONES`. Raises ValueError, with the nearest name there is, for
-    a model, a field or a backbone that does not exist.
+    `num_classes` is for models that score classes, and for the conditional form of a generator. As JSON has no
+    others, a `backbone` or `encoder` may be a name in `jaxseg.backbones.BACKBONES`, and a tuple a list. Raises
+    ValueError, with the nearest name there is, for a model, a field or a backbone that does not exist.
     """
     constructor = _constructor(name)
     if num_classes is not None:
@@ -160,7 +160,7 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
     known = [f.name for f in dataclasses.fields(_model_class(constructor)) if f.name not in ("parent", "name")]
     if scores_classes(name) and "num_classes" not in fields:
         raise ValueError(f'model "{name}" scores classes: give num_classes')
-    for field in fields:
+    for field in list(fields):
         if field not in known:
             raise ValueError(
                 f'model "{name}" has no field "{field}"{_nearest(field, known)} (fields: {", ".join(known)})'
@@ -169,6 +169,8 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
             if fields[field] not in BACKBONES:
                 raise ValueError(f'no backbone "{fields[field]}"{_nearest(fields[field], BACKBONES)}')
             fields[field] = BACKBONES[fields[field]]
+        if isinstance(fields[field], list):
+            fields[field] = tuple(fields[field])
     return constructor(**fields)
 
 

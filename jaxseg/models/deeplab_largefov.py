@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.backbones.vgg import VGG, vgg16
-from jaxseg.layers import Dropout
+from jaxseg.layers import Dropout, at_least_float32
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.pooling import max_pool
 from jaxseg.ops.resize import resize_bilinear
@@ -55,4 +55,4 @@ class DeepLabLargeFOV(nn.Module):
             x = Dropout(self.dropout)(nn.relu(x), train=train)
         scores = nn.Conv(self.num_classes, (1, 1), kernel_init=score_init, dtype=self.dtype, name="fc8")(x)
         size = images.shape[1], images.shape[2]
-        return SegmentationOutput(resize_bilinear(scores.astype(jnp.float32), size, align_corners=True))
+        return SegmentationOutput(resize_bilinear(at_least_float32(scores), size, align_corners=True))

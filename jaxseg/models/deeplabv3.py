@@ -12,7 +12,7 @@ from jaxseg.backbones import backbone_fields
 from jaxseg.backbones.mobilenet_v2 import mobilenet_v2
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from jaxseg.backbones.resnet import resnet50, resnet101
-from jaxseg.layers import BatchNorm, ConvNormAct, Dropout, FCNHead
+from jaxseg.layers import BatchNorm, ConvNormAct, Dropout, FCNHead, at_least_float32
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.depthwise import depthwise_conv
 from jaxseg.ops.resize import resize_bilinear
@@ -120,12 +120,12 @@ class DeepLabV3(nn.Module):
         )
         x = ConvNormAct(self.features, **common, name="block")(x, train=train)
         x = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(x)
-        logits = resize_bilinear(x.astype(jnp.float32), (h, w), align_corners=self.align_corners)
+        logits = resize_bilinear(at_least_float32(x), (h, w), align_corners=self.align_corners)
         if self.aux is None:
             return SegmentationOutput(logits)
         y = features[self.aux]
         head = FCNHead(self.num_classes, y.shape[-1] // 4, self.aux_dropout, **common, name="aux_classifier")
-        scores = head(y, train=train).astype(jnp.float32)
+        scores = at_least_float32(head(y, train=train))
         return SegmentationOutput(logits, resize_bilinear(scores, (h, w), align_corners=self.align_corners))
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.backbones.vgg import VGG, vgg16
-from jaxseg.layers import ConvTranspose, Dropout
+from jaxseg.layers import ConvTranspose, Dropout, at_least_float32
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.conv import fully_connected_conv
 from jaxseg.ops.dims import Dim
@@ -118,7 +118,7 @@ class FCN(nn.Module):
             scores += crop(skip, 9, scores.shape[1:3])
         scores = upsample(self.stride, name=f"upscore{self.stride}")(scores)
         offset = {32: 19, 16: 27, 8: 31}[self.stride]
-        return SegmentationOutput(crop(scores, offset, images.shape[1:3]).astype(jnp.float32))
+        return SegmentationOutput(at_least_float32(crop(scores, offset, images.shape[1:3])))
 
 
 fcn32s_vgg16 = functools.partial(FCN, stride=32)
@@ -148,4 +148,4 @@ class FCN1x1(nn.Module):
         encoder = self.encoder(ceil_mode=True, dtype=self.dtype, remat=self.remat, name="encoder")
         scores = _head(self, encoder(images, train=train)["pool5"], 1, train=train)
         scores = Upsample(32, self.fixed_upsampling, self.dtype, name="upscore32")(scores)
-        return SegmentationOutput(crop(scores, 16, images.shape[1:3]).astype(jnp.float32))
+        return SegmentationOutput(at_least_float32(crop(scores, 16, images.shape[1:3])))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.backbones.resnet import resnet50, resnet101
-from jaxseg.layers import BatchNorm, FCNHead
+from jaxseg.layers import BatchNorm, FCNHead, at_least_float32
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.resize import resize_bilinear
 
@@ -43,7 +43,7 @@ class DilatedFCN(nn.Module):
             head = FCNHead(
                 self.num_classes, x.shape[-1] // 4, self.dropout, norm=self.norm, dtype=self.dtype, name=name
             )
-            return resize_bilinear(head(x, train=train).astype(jnp.float32), (h, w))
+            return resize_bilinear(at_least_float32(head(x, train=train)), (h, w))
 
         logits = score("classifier", features["stride32"])
         return SegmentationOutput(logits, score("aux_classifier", features["stride16"]) if self.aux else None)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
-from jaxseg.layers import BatchNorm, ConvNormAct
+from jaxseg.layers import BatchNorm, ConvNormAct, at_least_float32
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.resize import resize_bilinear
 
@@ -43,4 +43,4 @@ class LRASPP(nn.Module):
         x = resize_bilinear(x, (low.shape[1], low.shape[2]))
         scores = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="low_classifier")(low)
         scores += nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="high_classifier")(x)
-        return SegmentationOutput(resize_bilinear(scores.astype(jnp.float32), (images.shape[1], images.shape[2])))
+        return SegmentationOutput(resize_bilinear(at_least_float32(scores), (images.shape[1], images.shape[2])))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.backbones import backbone_fields
 from jaxseg.backbones.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
-from jaxseg.layers import BatchNorm, ConvNormAct, FCNHead
+from jaxseg.layers import BatchNorm, ConvNormAct, FCNHead, at_least_float32
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.pooling import adaptive_average_pool
 from jaxseg.ops.resize import resize_bilinear
@@ -82,7 +82,7 @@ class PSPNet(nn.Module):
 
         def score(name: str, features: int, x: Array) -> Array:
             head = FCNHead(self.num_classes, features, self.dropout, (1, 2), self.norm, self.dtype, name=name)
-            return resize_bilinear(head(x, train=train).astype(jnp.float32), (h, w), align_corners=True)
+            return resize_bilinear(at_least_float32(head(x, train=train)), (h, w), align_corners=True)
 
         ppm = PyramidPooling(self.bins, self.pool, self.norm, self.dtype, name="ppm")
         logits = score("cls", self.features[0], ppm(found["stride32"], train=train))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.backbones import backbone_fields
 from jaxseg.backbones.resnet import resnet34, resnet50
-from jaxseg.layers import BatchNorm, ConvNormAct, Dropout
+from jaxseg.layers import BatchNorm, ConvNormAct, Dropout, at_least_float32
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.pooling import adaptive_average_pool
 from jaxseg.ops.resize import resize_bilinear
@@ -57,7 +57,7 @@ class EncoderPSPNet(nn.Module):
         x = Dropout(self.dropout, (1, 2))(x, train=train)
         x = nn.Conv(self.num_classes, (3, 3), padding=[(1, 1)] * 2, dtype=self.dtype, name="logits")(x)
         size = images.shape[1], images.shape[2]
-        return SegmentationOutput(resize_bilinear(x.astype(jnp.float32), size, align_corners=True))
+        return SegmentationOutput(resize_bilinear(at_least_float32(x), size, align_corners=True))
 
 
 pspnet_smp_resnet34 = functools.partial(EncoderPSPNet, encoder=resnet34)

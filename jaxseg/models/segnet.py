@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.backbones.vgg import VGG, vgg16_bn
-from jaxseg.layers import BatchNorm
+from jaxseg.layers import BatchNorm, at_least_float32
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.pooling import max_pool_with_indices, max_unpool
 
@@ -69,7 +69,7 @@ class SegNet(nn.Module):
                 return _decode_stage(model, x, stage=stage, widths=widths, train=train)
 
             x = (nn.remat(run) if self.remat else run)(self, x, features[f"indices{stage}"])
-        return SegmentationOutput(x.astype(jnp.float32))
+        return SegmentationOutput(at_least_float32(x))
 
 
 def _local_response_norm(x: Float[Array, "n h w c"], size: int = 5) -> Float[Array, "n h w c"]:
@@ -133,4 +133,4 @@ class SegNetBasic(nn.Module):
         for level in range(4, 0, -1):
             x = decode(self, x, places[level - 1], level, sizes[level - 1])
         logits = nn.Conv(self.num_classes, (1, 1), kernel_init=he_init, dtype=self.dtype, name="conv_classifier")(x)
-        return SegmentationOutput(logits.astype(jnp.float32))
+        return SegmentationOutput(at_least_float32(logits))

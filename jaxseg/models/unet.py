@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.layers import BatchNorm, ConvTranspose, Dropout
+from jaxseg.layers import BatchNorm, ConvTranspose, Dropout, at_least_float32
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.pooling import max_pool
 
@@ -107,7 +107,7 @@ class UNet(nn.Module):
             x = _upconv(self, x, features, f"upconv{level}")
             x = conv(jnp.concatenate([skips[level - 1], x], -1), features, f"up{level}")
         logits = nn.Conv(self.num_classes, (1, 1), kernel_init=he_init, dtype=self.dtype, name="logits")(x)
-        return SegmentationOutput(logits.astype(jnp.float32))
+        return SegmentationOutput(at_least_float32(logits))
 
 
 # 1.9 million parameters: a sixteenth of the published width's
@@ -183,4 +183,4 @@ class UNetValid(nn.Module):
             skip = _crop(skips[level - 1], x.shape[1:3])
             x = _double_conv(self, jnp.concatenate([skip, x], -1), features, f"up{level}", train=train)
         logits = nn.Conv(self.num_classes, (1, 1), kernel_init=he_init, dtype=self.dtype, name="logits")(x)
-        return SegmentationOutput(logits.astype(jnp.float32))
+        return SegmentationOutput(at_least_float32(logits))

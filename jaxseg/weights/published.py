@@ -16,6 +16,7 @@ from flax import traverse_util
 from jaxseg.backbones.vgg import VGG, VGGClassifier
 from jaxseg.models.progan import GrowingDiscriminator, ProGANGenerator
 from jaxseg.models.stylegan import StyleGANGenerator
+from jaxseg.models.unet import UNetValid
 from jaxseg.weights.files import read_weights
 from jaxseg.weights.folder import demand_described, weights_file
 from jaxseg.weights.genforce import from_genforce, to_genforce
@@ -24,7 +25,16 @@ from jaxseg.weights.smp import SMP
 from jaxseg.weights.torchvision import TORCHVISION, Publisher
 from jaxseg.weights.vgg import WeightsMismatch, from_torchvision, to_torchvision, vgg_names
 
-__all__ = ["Loaded", "from_published", "load_published", "load_weights", "recognize", "save_weights", "to_published"]
+__all__ = [
+    "Loaded",
+    "from_published",
+    "load_published",
+    "load_weights",
+    "names_of",
+    "recognize",
+    "save_weights",
+    "to_published",
+]
 
 PUBLISHERS = (TORCHVISION, SEMSEG, SMP)
 JAXSEG = Publisher("jaxseg", {})  # paths and layouts of our own trees, such as params/conv1_1/kernel
@@ -52,8 +62,9 @@ class Loaded(NamedTuple):
 
 
 def _shapes(model: nn.Module) -> dict[Path, jax.ShapeDtypeStruct]:
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    tree = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+    init = functools.partial(model.init, train=False)
+    size = 572 if isinstance(model, UNetValid) else 64
+    tree = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
     return dict(traverse_util.flatten_dict(dict(tree)))
 
 
@@ -255,6 +266,22 @@ def load_weights(
     return loaded.variables
 
 
+def names_of(model: nn.Module, variables: Mapping[str, Any], publisher: str | None = None) -> dict[str, Path]:
+    """Our path of every name that `to_published` gives, less its prefix."""
+    chosen = _chosen(model, publisher)
+    return _names(chosen, model, traverse_util.flatten_dict(dict(variables)))
+
+
+def _chosen(model: nn.Module, publisher: str | None) -> Publisher:
+    known = {p.name: p for p in (*PUBLISHERS, JAXSEG) if type(model) in p.layouts or p is JAXSEG}
+    fitting = [name for name, p in known.items() if _has_fields(p, model)]
+    chosen = publisher or fitting[0]
+    if chosen not in known:
+        raise ValueError(f"{chosen} published no {type(model).__name__}; there is {', '.join(known)}")
+    _demand_fields(chosen, model)
+    return known[chosen]
+
+
 def to_published(model: nn.Module, variables: Mapping[str, Any], publisher: str | None = None) -> dict[str, np.ndarray]:
     """Arrays by the publisher's names and in PyTorch's layout.
 
@@ -265,17 +292,10 @@ def to_published(model: nn.Module, variables: Mapping[str, Any], publisher: str 
         return {name: np.ascontiguousarray(array) for name, array in to_torchvision(variables).items()}
     if isinstance(model, GENERATION) and publisher != JAXSEG.name:
         return to_genforce(model, variables)
-    known = {p.name: p for p in (*PUBLISHERS, JAXSEG) if type(model) in p.layouts or p is JAXSEG}
-    fitting = [name for name, p in known.items() if _has_fields(p, model)]
-    chosen = publisher or fitting[0]
-    if chosen not in known:
-        raise ValueError(f"{chosen} published no {type(model).__name__}; there is {', '.join(known)}")
-    _demand_fields(chosen, model)
+    chosen = _chosen(model, publisher)
     flat = traverse_util.flatten_dict(dict(variables))
-    names = _names(known[chosen], model, flat)
-    return {
-        known[chosen].prefix + name: _to_torch(known[chosen], np.asarray(flat[path])) for name, path in names.items()
-    }
+    names = _names(chosen, model, flat)
+    return {chosen.prefix + name: _to_torch(chosen, np.asarray(flat[path])) for name, path in names.items()}
 
 
 def save_weights(

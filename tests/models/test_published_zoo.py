@@ -3,12 +3,14 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.named import fill, image
 from models.test_zoo import LIVE, narrow
 
 import jaxseg
+from jaxseg.ops.pooling import adaptive_max_pool
 from jaxseg.weights import load_weights, read_weights, save_weights
 
 pytestmark = pytest.mark.parity
@@ -31,11 +33,13 @@ def close_as_theirs(ours, theirs, exact):
     assert error <= max(1e-4 * max(1e-2, np.std(exact)), 3 * rounding), (error, rounding)
 
 
-SIZES = {  # semseg takes 8 k + 1, SMP multiples of the output stride
+SIZES = {  # semseg takes 8 k + 1, SMP multiples of the output stride but for U-Net
+    "pspnet_smp": ((48, 64), (72, 40)),
     "pspnet": ((49, 65), (41, 57)),
-    "unet": ((64, 96), (32, 64)),
     "deeplabv3plus": ((48, 64), (64, 32)),
     "deeplabv3_smp": ((48, 64), (64, 32)),
+    "deeplabv3_mobilenet_v2": ((48, 64), (64, 32)),
+    "unet_vgg": ((64, 96), (45, 61)),
 }
 OF_SMP = {"aux": None, "align_corners": True, "dilate_first": True}
 FAMILIES = (
@@ -47,19 +51,21 @@ FAMILIES = (
     "deeplabv3plus_resnet34",
     "unet_resnet34",
 )
-PUBLISHED = [n for n in LIVE if n not in ("pspnet_resnet18", "pspnet_resnet34")]  # the paper has 50 and more
+# semseg has PSPNet of 50 layers and more; the others that are left out differ from these by a backbone, and are held
+# against their publishers' with few channels (test_zoo.py) and as saved (test_convert.py)
+LEFT_OUT = ("unet_resnet18", "unet_resnet101", "unet_resnet152", "unet_mobilenet_v2", "deeplabv3plus_mobilenet_v2")
+PUBLISHED = [n for n in LIVE if n not in (*LEFT_OUT, "pspnet_resnet18", "pspnet_resnet34", "pspnet_smp_resnet50")]
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, "deeplabv3 of SMP_resnet50"])
+@pytest.mark.parametrize("name", [*PUBLISHED, "deeplabv3_smp_resnet50"])
 def test_as_published_at_two_sizes_in_both_modes(tmp_path, name):
     """The model at full size. Our file loads there, theirs here, and both say the same."""
     torch = pytest.importorskip("torch")
     from golden import published
 
-    family = name.split("_")[0]
-    fields = OF_SMP if "SMP" in name else {}
-    model = jaxseg.create_model(name.replace(" of SMP", ""), 21, **fields)
-    model = model.clone(**{field: 0.0 for field in ("dropout", "aux_dropout") if hasattr(model, field)})
+    sizes = next((sizes for start, sizes in SIZES.items() if name.startswith(start)), ((48, 64), (41, 59)))
+    fields = OF_SMP if name == "deeplabv3_smp_resnet50" else {}
+    model = without_dropout(jaxseg.create_model(name.replace("deeplabv3_smp", "deeplabv3"), 21, **fields))
     init = functools.partial(model.init, train=False)
     variables = fill(jax.eval_shape(init, jax.random.key(0), image(1, 64, 64)))
     theirs = published.load(published.full(name), model, variables)
@@ -74,7 +80,7 @@ def test_as_published_at_two_sizes_in_both_modes(tmp_path, name):
 
     apply = functools.partial(model.apply, mutable=["batch_stats"])
     run = jax.jit(lambda v, x: (apply(v, x, train=False)[0], apply(v, x, train=True)))
-    for size in SIZES.get(family, ((48, 64), (41, 59))):
+    for size in sizes:
         images = image(2, *size)
         with torch.no_grad():
             theirs = published.load(theirs.float(), model, variables)
@@ -93,31 +99,126 @@ def test_as_published_at_two_sizes_in_both_modes(tmp_path, name):
             assert np.abs(a - c).max() <= max(1e-4, 3 * np.abs(b - c).max())
 
 
-SHORT = pytest.mark.xfail(reason="2e-3 of a tensor's largest gradient instead of 1e-3, in float32", strict=False)
+def without_dropout(model):
+    return model.clone(**{field: 0.0 for field in ("dropout", "aux_dropout") if hasattr(model, field)})
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=SHORT) if n.startswith("deeplabv3_") else n for n in FAMILIES])
-def test_gradients(name):
-    """Of the mean square of logits and auxiliary logits, in train mode, with few channels."""
-    pytest.importorskip("torch")
+def narrow_pair(name):
+    """Our narrow model without dropout, its variables, images, and the published one's constructor."""
     from golden import published
 
-    model, variables, images = narrow(name)
-    model = model.clone(**{field: 0.0 for field in ("dropout", "aux_dropout") if hasattr(model, field)})
-    theirs = published.load(published.narrow(name), model, variables).train()
-    sum((x**2).mean() for x in published.run(theirs, images) if x is not None).backward()
+    model, variables, images = narrow(name.removesuffix(" with maxima"))
+    if name.endswith("with maxima"):
+        model = model.clone(pool=adaptive_max_pool)
+    return without_dropout(model), variables, images, lambda: published.narrow(name)
+
+
+def mean_squares(model, variables, images, params):
+    """A loss, and what came by the way: output, running statistics and every layer's output."""
+    output, state = model.apply(
+        {**variables, "params": params}, images, train=True, mutable=["batch_stats"], capture_intermediates=True
+    )
+    return sum((x**2).mean() for x in jax.tree.leaves(output)), (output, state)
+
+
+def layers_of(model, variables):
+    """Published names of every convolution and norm, and our paths."""
+    from jaxseg.weights.published import names_of
+
+    return {
+        name.removesuffix(".weight"): path[1:-1]
+        for name, path in names_of(model, variables).items()
+        if name.endswith(".weight")
+    }
+
+
+def hooked(theirs, names):
+    """What those layers give, by name, filled by the next forward pass."""
+    found, modules = {}, dict(theirs.named_modules())
+
+    def keep(name, output):
+        found[name] = output.detach().movedim(1, -1).numpy().copy()
+
+    for name in names:
+        modules[name].register_forward_hook(lambda _, __, output, name=name: keep(name, output))
+    return found
+
+
+def intermediate(tree, path):
+    for key in path:
+        tree = tree.get(key, {})
+    return tree.get("__call__", (None,))[0]
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "pspnet_resnet50 with maxima"])
+def test_in_float64_it_is_the_same_function(name):
+    """Train mode: every layer, both logits, statistics and gradients to 1e-6. What float32 adds is rounding."""
+    torch = pytest.importorskip("torch")
+    from golden import published
+
+    model, variables, images, theirs = narrow_pair(name)
+    theirs = published.load(theirs(), model, variables).double().train()
+    names = layers_of(model, variables)
+    found = hooked(theirs, names)
+    logits = [x for x in published.run(theirs, images, torch.float64) if x is not None]
+    sum((x**2).mean() for x in logits).backward()
+
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), variables)
+        function = functools.partial(
+            mean_squares, model.clone(dtype=jnp.float64), wide, jnp.asarray(images, jnp.float64)
+        )
+        (_, (output, state)), gradients = jax.jit(jax.value_and_grad(function, has_aux=True))(wide["params"])
+        for ours, expected in zip(jax.tree.leaves(output), logits, strict=True):
+            assert ours.dtype == jnp.float64
+            np.testing.assert_allclose(
+                ours, expected.detach().numpy(), rtol=0, atol=1e-9 * float(expected.detach().std())
+            )
+        assert len(found) > 0.5 * len(names)
+        for layer, path in names.items():
+            ours = intermediate(state["intermediates"], path)
+            assert (ours is None) == (layer not in found), layer
+            if ours is not None:
+                np.testing.assert_allclose(ours, found[layer], rtol=0, atol=1e-9 * np.std(found[layer]) + 1e-12)
+    expected = published.statistics(theirs, model), jax.tree.leaves(published.gradients(theirs, model))
+    for ours, theirs in zip((state["batch_stats"], gradients), expected, strict=True):
+        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), theirs, strict=True):
+            assert np.linalg.norm(a - b) <= 1e-6 * max(np.linalg.norm(b), 1e-3), path
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_layer_in_eval_mode_and_gradients_in_float32(name):
+    """Layers to 1e-4, gradients to 1e-3, or to three times PyTorch's own distance from float64.
+
+    A ReLU whose input is nearly zero passes a gradient on one side and none on the other, so that a rounding may
+    move a gradient by some hundredths, in both; that is neither's mistake, and float64 above has none of it.
+    """
+    torch = pytest.importorskip("torch")
+    from golden import published
+
+    model, variables, images, theirs = narrow_pair(name)
+    theirs, names = published.load(theirs(), model, variables), layers_of(model, variables)
+    found = hooked(theirs, names)
 
     @jax.jit
-    def gradient(params):
-        def loss(params):
-            output, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
-            return sum((x**2).mean() for x in jax.tree.leaves(output))
+    def run(variables, images):
+        _, state = model.apply(variables, images, train=False, mutable=["intermediates"], capture_intermediates=True)
+        gradient = jax.grad(lambda params: mean_squares(model, variables, images, params)[0])
+        return state["intermediates"], gradient(variables["params"])
 
-        return jax.grad(loss)(params)
+    layers, gradients = run(variables, images)
+    with torch.no_grad():
+        published.run(theirs.eval(), images)
+    for layer, path in names.items():
+        close(intermediate(layers, path), torch.tensor(found[layer]), layer)
 
-    expected = published.gradients(theirs, model)
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(gradient(variables["params"])), jax.tree.leaves(expected), strict=True
-    ):
-        error = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3)
-        assert error < 1e-3, (path, error)
+    def gradients_of(dtype):
+        fresh = published.load(narrow_pair(name)[3](), model, variables).to(dtype).train()
+        sum((x**2).mean() for x in published.run(fresh, images, dtype) if x is not None).backward()
+        return jax.tree.leaves(published.gradients(fresh, model))
+
+    paths = jax.tree_util.tree_leaves_with_path(gradients)
+    for (path, a), b, exact in zip(paths, gradients_of(torch.float32), gradients_of(torch.float64), strict=True):
+        scale = max(np.linalg.norm(exact), 1e-3)
+        error, rounding = (np.linalg.norm(x - exact) / scale for x in (a, b))
+        assert error <= max(1e-3, 3 * rounding), (path, error, rounding)

@@ -4,14 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.test_zoo import DISTINCT, LIVE, narrow
+from models.test_zoo import DISTINCT, LIVE, SMP, narrow
 from safetensors.numpy import load_file, save_file
 
 import jaxseg
+from jaxseg.backbones.googlenet import googlenet
 from jaxseg.backbones.resnet import ResNet
 from jaxseg.weights import WeightsMismatch, from_published, load_published, load_weights, save_weights, to_published
 
-PUBLISHER = {"pspnet": "semseg", "unet": "segmentation-models-pytorch", "deeplabv3plus": "segmentation-models-pytorch"}
+
+def publisher_of(name):
+    if name not in LIVE:
+        return "jaxseg"
+    if name in SMP:
+        return "segmentation-models-pytorch"
+    return "semseg" if name.startswith("pspnet") else "torchvision"
 
 
 def assert_equal(a, b):
@@ -19,13 +26,13 @@ def assert_equal(a, b):
     assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
-@pytest.mark.parametrize("name", [n for n in LIVE if n in DISTINCT])
+@pytest.mark.parametrize("name", DISTINCT)
 def test_the_round_trip_is_exact_and_the_publisher_found(tmp_path, name):
     model, variables, _ = narrow(name)
     save_weights(tmp_path / "a.safetensors", model, variables)
     loaded = load_published(tmp_path / "a.safetensors", model)
     assert_equal(loaded.variables, variables)
-    assert loaded.publisher == PUBLISHER.get(name.split("_")[0], "torchvision")
+    assert loaded.publisher == publisher_of(name)
     assert loaded.left_out is None
     save_weights(tmp_path / "b.safetensors", model, loaded.variables)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
@@ -65,6 +72,27 @@ NAMES = {
         "segmentation_head.0.bias": (5,),
     },
     "unet_resnet34": {"encoder.conv1.weight": (64, 3, 7, 7), "decoder.blocks.4.conv2.1.weight": (4,)},
+    "unet_vgg16_bn": {
+        "encoder.features.40.weight": (16, 16, 3, 3),
+        "encoder.features.41.running_var": (16,),
+        "decoder.center.1.0.weight": (16, 16, 3, 3),
+    },
+    "unet_mobilenet_v2": {
+        "encoder.features.0.0.weight": (8, 3, 3, 3),
+        "encoder.features.1.conv.0.0.weight": (8, 1, 3, 3),
+        "encoder.features.1.conv.2.weight": (8,),
+        "encoder.features.2.conv.1.0.weight": (48, 1, 3, 3),
+        "encoder.features.2.conv.2.weight": (8, 48, 1, 1),
+        "encoder.features.2.conv.3.running_mean": (8,),
+    },
+    "pspnet_smp_resnet34": {
+        "encoder.layer4.1.conv2.weight": (16, 16, 3, 3),
+        "decoder.psp.blocks.0.pool.1.0.bias": (2,),
+        "decoder.psp.blocks.3.pool.1.1.weight": (2,),
+        "decoder.conv.0.weight": (24, 16, 1, 1),
+        "segmentation_head.0.weight": (5, 24, 3, 3),
+    },
+    "segnet_basic": {"params/conv1/kernel": (7, 7, 3, 8), "batch_stats/bn_decode1/var": (8,)},
 }
 
 
@@ -126,14 +154,24 @@ def test_the_auxiliary_head_is_named_where_it_is_missing():
     assert "aux_classifier" not in from_published(state, model.clone(aux=False)).variables["params"]
 
 
+def test_our_own_layout_serves_every_model(tmp_path):
+    model, variables, _ = narrow("fcn_resnet50")
+    save_weights(tmp_path / "w.safetensors", model, variables, "jaxseg")
+    loaded = load_published(tmp_path / "w.safetensors", model)
+    assert_equal(loaded.variables, variables)
+    assert loaded.publisher == "jaxseg"
+    other = load_published(tmp_path / "w.safetensors", model.clone(num_classes=3))
+    assert "scores 5 classes and the model 3" in other.left_out
+
+
 def test_what_nobody_published_and_other_suffixes(tmp_path):
-    model, variables, _ = narrow("segnet_basic")
+    model, _, _ = narrow("segnet_basic")
     with pytest.raises(WeightsMismatch, match=r"nobody published weights of SegNetBasic .*load_encoder"):
-        to_published(model, variables)
+        from_published({"conv1.weight": np.zeros(3)}, model)
     model, variables, _ = narrow("fcn_resnet50")
     with pytest.raises(ValueError, match=r"written as \.safetensors, not \.pth"):
         save_weights(tmp_path / "w.pth", model, variables)
-    with pytest.raises(ValueError, match="semseg published no DilatedFCN; there is torchvision"):
+    with pytest.raises(ValueError, match="semseg published no DilatedFCN; there is torchvision, jaxseg"):
         to_published(model, variables, "semseg")
 
 
@@ -159,6 +197,18 @@ def test_a_backbone_takes_imagenets_file_without_its_classifier():
     state = to_published(model, variables) | {"fc.weight": np.zeros((1000, 16)), "fc.bias": np.zeros(1000)}
     assert {"conv1.weight", "layer1.0.downsample.1.running_var"} < state.keys()
     assert_equal(from_published(state, model).variables, variables)
+
+
+def test_googlenet_takes_imagenets_file_without_its_auxiliary_classifiers():
+    model = googlenet(width=0.125)
+    shapes = jax.eval_shape(lambda k: model.init(k, jnp.zeros((1, 32, 32, 3)), train=False), jax.random.key(0))
+    variables = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), shapes)
+    state = to_published(model, variables)
+    assert {"conv1.conv.weight", "inception4e.branch3.1.bn.running_var", "inception5b.branch4.1.conv.weight"} < set(
+        state
+    )
+    extra = {f"{name}.weight": np.zeros((3, 3)) for name in ("fc", "aux1.fc1", "aux2.conv.conv")}
+    assert_equal(from_published(state | extra, model).variables, variables)
 
 
 def test_it_is_public():
