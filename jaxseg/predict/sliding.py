@@ -1,5 +1,6 @@
 """Sliding windows, several scales and mirror images, in bounded memory."""
 
+import collections
 import functools
 import itertools
 import math
@@ -31,43 +32,41 @@ def _window_rows(
     window: tuple[int, int],
     strides: tuple[int, int],
     batch: int,
+    ahead: int,
 ) -> Iterator[Float[np.ndarray, "r w k"]]:
-    """Rows of an image's scores, averaged over the windows on each pixel, as soon as no window below adds to them."""
+    """Rows of an image's scores, averaged over the windows on each pixel, as soon as no window below adds to them.
+
+    They come in pieces; an empty one says that those after it need more windows, and what is kept until then is
+    only what these add to.
+    """
     h, w = image.shape[:2]
     image = _padded(image, window)
     (top, left), (full_h, full_w) = _margins((h, w), window), image.shape[:2]
     tops, lefts = (_window_starts(n, t, s) for n, t, s in zip((full_h, full_w), window, strides, strict=True))
-    covers = np.zeros(full_w, np.float32)
+    rows_cover, columns_cover = np.zeros(full_h, np.float32), np.zeros(full_w, np.float32)
     for x in lefts:
-        covers[x : x + window[1]] += 1
-    held: np.ndarray | None = None  # scores of rows first ... first + window[0], not yet divided
-    rows_cover = np.zeros(full_h, np.float32)
-    first = 0
-
-    def complete(n: int) -> Iterator[np.ndarray]:
-        """The next `n` rows in pieces, divided, without what was padded."""
-        assert held is not None
-        for r in range(max(top - first, 0), min(top + h - first, n), PIECE):
-            end = min(r + PIECE, top + h - first, n)
-            count = rows_cover[first + r : first + end, None] * covers[left : left + w]
-            yield held[r:end, left : left + w] / count[..., None]
-
-    for (y, x), scores in _scored(apply, image, window, list(itertools.product(tops, lefts)), batch):
-        if held is None:
-            if scores.shape[:2] != window:
-                raise ValueError(f"windows of {window} gave scores of {scores.shape[:2]}; resize them within `apply`")
-            held = np.zeros((window[0], full_w, scores.shape[-1]), np.float32)
-        if y > first:
-            yield from complete(y - first)
-            for r in range(0, window[0], y - first):  # upwards, without a copy of all
-                kept = held[r + y - first : r + 2 * (y - first)]
-                held[r : r + len(kept)] = kept
-            held[first - y :] = 0
-            first = y
-        held[:, x : x + window[1]] += scores
+        columns_cover[x : x + window[1]] += 1
+    held: np.ndarray | None = None  # scores of the rows from y on, not yet divided
+    ends = dict(zip(tops, [*tops[1:], full_h], strict=True))
+    for (y, x), scores in _scored(apply, image, window, list(itertools.product(tops, lefts)), batch, ahead):
+        if scores.shape[:2] != window:
+            raise ValueError(f"windows of {window} gave scores of {scores.shape[:2]}; resize them within `apply`")
         if x == 0:
+            kept, held = held, np.zeros((window[0], full_w, scores.shape[-1]), np.float32)
+            if kept is not None:
+                held[: len(kept)] = kept
             rows_cover[y : y + window[0]] += 1
-    yield from complete(window[0])
+            del kept
+        assert held is not None
+        held[:, x : x + window[1]] += scores
+        del scores
+        if x == lefts[-1]:
+            for r in range(max(top, y), min(top + h, ends[y]), PIECE):
+                end = min(r + PIECE, top + h, ends[y])
+                count = rows_cover[r:end, None] * columns_cover[left : left + w]
+                yield held[r - y : end - y, left : left + w] / count[..., None]
+            held = held[ends[y] - y :].copy()
+            yield np.zeros((0, w, held.shape[-1]), np.float32)
 
 
 def _margins(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
@@ -89,19 +88,17 @@ def _padded(image: np.ndarray, window: tuple[int, int]) -> np.ndarray:
 
 
 def _scored(
-    apply: Callable, image: np.ndarray, window: tuple[int, int], places: list[tuple[int, int]], batch: int
+    apply: Callable, image: np.ndarray, window: tuple[int, int], places: list[tuple[int, int]], batch: int, ahead: int
 ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """Each place of a window with its scores; the device works on one batch while the host adds up the one before."""
-    running: tuple[list[tuple[int, int]], Any] | None = None
-    for start in range(0, len(places) + batch, batch):
-        now = places[start : start + batch]
-        scores = None
-        if now:
+    """Each place of a window with its scores; the device is `ahead` batches before the host that adds them up."""
+    running: collections.deque[tuple[list[tuple[int, int]], Any]] = collections.deque()
+    for start in range(0, len(places) + ahead * batch, batch):
+        if now := places[start : start + batch]:
             filled = now + now[-1:] * (batch - len(now))  # a last batch that is short repeats a window
-            scores = apply(np.stack([image[y : y + window[0], x : x + window[1]] for y, x in filled]))
-        if running is not None:
-            yield from zip(running[0], np.asarray(running[1]), strict=False)
-        running = (now, scores) if now else None
+            windows = np.stack([image[y : y + window[0], x : x + window[1]] for y, x in filled])
+            running.append((now, apply(windows)))
+        if start >= ahead * batch and running:
+            yield from zip(*(np.asarray(x) if i else x for i, x in enumerate(running.popleft())), strict=False)
 
 
 def _resized_rows(
@@ -123,6 +120,9 @@ def _resized_rows(
     held, first, done = None, 0, 0
     for block in rows:
         block = between(block[:, left], block[:, right], x[:, None])
+        if not len(block):
+            yield block
+            continue
         held = block if held is None else np.concatenate([held, block])
         ready = int(np.searchsorted(high, first + len(held)))
         if ready > done:
@@ -135,25 +135,31 @@ def _resized_rows(
 
 
 def _summed_rows(maps: Sequence[Iterator[Float[np.ndarray, "r w k"]]], height: int) -> Iterator[np.ndarray]:
-    """The sum of maps that come in blocks of unlike numbers of rows; the one that lags is asked next."""
+    """The sum of maps that come in blocks of unlike numbers of rows; the one that lags is asked next.
+
+    It is asked for all that it has ready, up to an empty block, so that of the others little is in memory.
+    """
     if len(maps) == 1:
         yield from maps[0]
         return
     reached = [0] * len(maps)
-    held, first = None, 0
+    held: collections.deque[np.ndarray] = collections.deque()  # rows from `first` on
+    first = 0
     while first < height:
         lagging = int(np.argmin(reached))
-        rows = next(maps[lagging])
-        start = reached[lagging] - first
-        reached[lagging] += len(rows)
-        if held is None:
-            held = np.zeros((0, *rows.shape[1:]), np.float32)
-        if (short := start + len(rows) - len(held)) > 0:
-            held = np.concatenate([held, np.zeros((short, *held.shape[1:]), np.float32)])
-        held[start : start + len(rows)] += rows
-        if ready := min(reached) - first:
-            yield held[:ready]
-            held, first = held[ready:].copy(), first + ready
+        for rows in maps[lagging]:
+            if not len(rows):
+                break
+            for i, row in enumerate(rows, reached[lagging] - first):
+                if i < len(held):
+                    held[i] += row
+                else:
+                    held.append(row.copy())
+            reached[lagging] += len(rows)
+        while first < min(reached):
+            block = np.stack([held.popleft() for _ in range(min(PIECE, min(reached) - first))])
+            first += len(block)
+            yield block
 
 
 def averaged_scores(
@@ -196,16 +202,18 @@ def averaged_scores(
     def turn_scores(apply: Callable) -> Callable:
         return (lambda x: np.asarray(apply(x.swapaxes(1, 2))).swapaxes(1, 2)) if sideways else apply
 
+    ahead = int(len(scales) == 1)  # of several, all but one wait
     maps = []
     for scale in scales:
         h, w = original if base is None else fit_geometry(original, base).scaled
         scaled = (max(round(scale * h), 1), max(round(scale * w), 1))
         seen = fit_image(image, Fit(original, scaled, scaled))
-        turned: Any = _window_rows(turn_scores(apply), turn(seen), turn(window), turn(strides), batch)
+        turned: Any = _window_rows(turn_scores(apply), turn(seen), turn(window), turn(strides), batch, ahead)
         maps.append(_resized_rows(turned, turn(scaled), turn(original)))
     for block in _summed_rows(maps, turn(original)[0]):
-        block /= len(scales)
-        yield turn(block)
+        if len(block):
+            block /= len(scales)
+            yield turn(block)
 
 
 def sliding_predictor(
