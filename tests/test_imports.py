@@ -24,6 +24,8 @@ MAY = {
     "runlog": set(),
     "train": {"ops", "losses", "metrics", "data"},
     "train_style": {"ops", "losses", "train"},
+    "train_adversarial": {"ops", "losses", "train"},
+    "grow": {"checkpoint", "data", "fit", "parallel", "train", "train_adversarial"},
     "fit": {"checkpoint", "data", "parallel", "runlog", "train"},
     "export": set(),
     "aot": {"losses", "parallel", "train"},

@@ -17,12 +17,13 @@ _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"
 
 
 def centre_square(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The middle square, scaled to `size` with antialiasing."""
+    """The middle square, scaled to `size` with antialiasing: by means where the factor is whole."""
     h, w = image.shape[:2]
     side = min(h, w)
     top, left = (h - side) // 2, (w - side) // 2
     square = Image.fromarray(image[top : top + side, left : left + side])
-    return np.asarray(square if side == size else square.resize((size, size), Image.Resampling.BILINEAR))
+    filter_ = Image.Resampling.BILINEAR if side % size else Image.Resampling.BOX
+    return np.asarray(square if side == size else square.resize((size, size), filter_))
 
 
 @dataclasses.dataclass(frozen=True)

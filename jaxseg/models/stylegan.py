@@ -70,7 +70,7 @@ class StyledLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n h w c"], w: Float[Array, "n w"], strength: float | Array, train: bool
+        self, x: Float[Array, "n h w c"], w: Float[Array, "n s"], strength: float | Array, train: bool
     ) -> Float[Array, "n h w c"]:
         n, h, wd, c = x.shape
         if self.noisy:

@@ -230,7 +230,6 @@ def test_noise_is_by_key_by_image_and_by_layer():
     none = generate(jax.random.key(0), 0 * ones)
     np.testing.assert_array_equal(none, generate(jax.random.key(1), 0 * ones))
     np.testing.assert_array_equal(none[0], none[1])
-    # a draw of an image does not depend on how many others there are
     fixed = run("stylegan_generator")(latents()[:1])
     assert np.abs(np.asarray(fixed[0] - a[0])).max() > 1e-2
 

@@ -1,0 +1,41 @@
+"""StyleGAN (Karras et al. 2019) on faces, grown from 8x8.
+
+    python experiments/stylegan_faces.py --data kaokore64 --out runs/stylegan            # to 16x16, 2 CPU cores
+    python experiments/stylegan_faces.py --data kaokore64 --conditional --out runs/stylegan_classes
+    python experiments/stylegan_faces.py --data kaokore64 --resolution 64 --fade-kimg 600 --train-kimg 600 \
+        --total-kimg 5000 --batch 0 --base-features 16384 --max-features 512 --learning-rate 0.001   # a GPU
+
+The run leaves a grid with fixed latents for each resolution, and the sliced Wasserstein distance after each.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+import tyro
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from faces import Faces, train_faces
+
+from jaxseg.train_adversarial import STYLEGAN_LOSS
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Faces):
+    start: int = 8
+    """Of the first stage."""
+    w_features: int = 128
+    """Of w and of the mapping network; published 512."""
+    latent_features: int = 128
+    """Of z; published 512."""
+    penalty_every: int = 4
+    """Steps between R1 penalties; published 1."""
+
+
+def main(config: Config) -> dict:
+    loss = dataclasses.replace(STYLEGAN_LOSS, penalty_every=config.penalty_every)
+    return train_faces(config, "stylegan", loss, w_features=config.w_features, latent_features=config.latent_features)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,53 @@
+"""Sliced Wasserstein distance: a naive definition, and what it tells apart."""
+
+import numpy as np
+import pytest
+
+from jaxseg.metrics.swd import laplacian_pyramid, sliced_wasserstein
+
+
+def draws(seed, n=64, size=16, blur=False):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (n, size // 4, size // 4, 3)).repeat(4, 1).repeat(4, 2)
+    fine = 0 if blur else rng.integers(-60, 60, (n, size, size, 3))
+    return np.clip(coarse // 2 + 60 + fine, 0, 255).astype(np.uint8)
+
+
+def test_a_pyramid_takes_an_image_apart():
+    images = draws(0, 2, 64)
+    levels = laplacian_pyramid(images)
+    assert [level.shape[1] for level in levels] == [64, 32, 16]
+    flat = laplacian_pyramid(np.full((1, 32, 32, 3), 77, np.uint8))
+    np.testing.assert_allclose(flat[0], 0, atol=1e-3)
+    np.testing.assert_allclose(flat[1], 77, atol=1e-3)
+    ramp = np.broadcast_to(np.arange(32, dtype=np.uint8)[:, None, None] * 4, (1, 32, 32, 3))
+    np.testing.assert_allclose(laplacian_pyramid(ramp)[0][:, 4:-4], 0, atol=1e-3)  # straight lines are smooth
+
+
+def test_one_pixel_patches_by_hand():
+    """With patches of one pixel of one channel a direction is a sign, and the distance that of sorted values."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 256, (8, 1, 1, 1), np.uint8) for _ in range(2))
+    ours = sliced_wasserstein(a, b, seed=0, patch=1, patches_an_image=1, directions=64)
+    x, y = (np.sort((v - v.mean()) / v.std()) for v in (a.ravel().astype(float), b.ravel().astype(float)))
+    mirrored = np.abs(-x[::-1] + y[::-1]).mean()
+    np.testing.assert_allclose(ours[0], 1000 * np.abs(x - y).mean(), rtol=1e-4)
+    np.testing.assert_allclose(ours[0], 1000 * mirrored, rtol=1e-4)
+
+
+def test_it_orders_what_is_nearer():
+    reals = draws(1)
+    same, other, blurred = (
+        sliced_wasserstein(x, reals, seed=0, patches_an_image=32, directions=128)[0]
+        for x in (reals, draws(2), draws(2, blur=True))
+    )
+    # two draws of patches of one set: near zero, not zero
+    assert same < 1.5 * other
+    assert other < 0.3 * blurred
+
+
+def test_sets_that_do_not_fit():
+    with pytest.raises(ValueError, match="two sets of one shape"):
+        sliced_wasserstein(draws(0, 4), draws(0, 8), seed=0)
+    with pytest.raises(ValueError, match="patches of 7 pixels"):
+        sliced_wasserstein(draws(0, 4, 4), draws(0, 4, 4), seed=0)
