@@ -14,7 +14,7 @@ from jaxseg.data.augment import normalize
 from jaxseg.metrics.confusion import confusion_matrix, mean_iou, segmentation_scores
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
 
-__all__ = ["TrainFns", "TrainState", "adamw_cosine", "sgd_poly", "supervised"]
+__all__ = ["TrainFns", "TrainState", "adamw_cosine", "augmented", "sgd_poly", "supervised"]
 
 
 class TrainFns(NamedTuple):
@@ -73,7 +73,7 @@ def _kernels(params: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
-def _augmented(augment: Sequence[Callable], key: jax.Array, example: dict[str, Array]) -> dict[str, Array]:
+def augmented(augment: Sequence[Callable], key: jax.Array, example: dict[str, Array]) -> dict[str, Array]:
     """Applies each augmentation to each example with a key of the example's place in the global batch."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_index(example["image"].shape[0]))
     for position, transform in enumerate(augment):
@@ -151,7 +151,7 @@ def supervised(
         augment_key, dropout_key = jax.random.split(key)
         example = {k: jnp.asarray(batch[k]) for k in ("label", "weight") if k in batch}
         example["image"] = jnp.asarray(batch["image"], jnp.float32) / 255
-        example = _augmented(augment, augment_key, example)
+        example = augmented(augment, augment_key, example)
         images, labels = normalize(example["image"]), example["label"]
 
         def loss_of(params: PyTree) -> tuple[Array, tuple[Array, Array, PyTree]]:

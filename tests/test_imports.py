@@ -23,6 +23,7 @@ MAY = {
     "checkpoint": set(),
     "runlog": set(),
     "train": {"ops", "losses", "metrics", "data"},
+    "train_detection": {"ops", "losses", "metrics", "data", "train"},
     "fit": {"checkpoint", "data", "parallel", "runlog", "train"},
     "detect": {"ops", "data"},
     "predict": {"ops", "data", "detect"},

@@ -13,11 +13,12 @@ import jaxseg
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from jaxseg.backbones.resnet import resnet34, resnet50
 from jaxseg.backbones.vgg import vgg16, vgg16_bn
-from jaxseg.models import MODELS, model_source
+from jaxseg.models import DETECTORS, MODELS, model_source
 from jaxseg.models.fcn import Upsample
 from jaxseg.models.unet import valid_input_size, valid_output_size
 from jaxseg.ops.resize import bilinear_kernel
 
+SEMANTIC = tuple(name for name in MODELS if name not in DETECTORS)  # detectors have test_detectors.py
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
 # Parameters with 21 classes. VGG-16's convolutions 14,714,688; fc6, fc7 119,545,856 as 7x7 and 1x1 or, both
@@ -99,8 +100,8 @@ SIZES = {
     **{f"deeplabv3plus_resnet{depth}": (48, 64) for depth in (34, 50, 101)},  # SMP takes multiples of 16
 }
 NORMED = ("segnet_vgg16_bn", "segnet_basic", "unet")
-TRANSCRIBED = (*(n for n in MODELS if n.startswith("fcn") and "vgg" in n), *NORMED, "unet_small", "unet_valid")
-LIVE = tuple(n for n in MODELS if n not in TRANSCRIBED)  # beside their publishers: test_published_zoo.py
+TRANSCRIBED = (*(n for n in SEMANTIC if n.startswith("fcn") and "vgg" in n), *NORMED, "unet_small", "unet_valid")
+LIVE = tuple(n for n in SEMANTIC if n not in TRANSCRIBED)  # beside their publishers: test_published_zoo.py
 AUX = tuple(n for n in LIVE if n.startswith(("fcn", "deeplabv3_", "pspnet")))
 
 
@@ -119,7 +120,7 @@ def narrow(name):
 def _distinct():
     """Names whose narrow models differ: ResNets of several depths all narrow to one."""
     seen = {}
-    for name in MODELS:
+    for name in SEMANTIC:
         model = jaxseg.create_model(name, 5, **FIELDS[name])
         if not any(model == other for other in seen.values()):
             seen[name] = model
@@ -145,10 +146,10 @@ def close(ours, golden):
 
 
 def test_every_model_has_its_rows():
-    assert set(COUNTS) == set(FIELDS) == set(MODELS)
+    assert set(COUNTS) == set(FIELDS) == set(SEMANTIC)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SEMANTIC)
 def test_parameters_as_published(name):
     assert " et al. 20" in model_source(name)
     size = (188, 220) if name == "unet_valid" else (32, 32)
