@@ -23,7 +23,7 @@ from jaxseg.data import (
     with_border_weights,
 )
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
-from jaxseg.models import MODELS
+from jaxseg.models import DETECTORS, MODELS
 from jaxseg.report import finish_run
 from jaxseg.runs import model_config, model_from_config
 from jaxseg.train import adamw_cosine, sgd_poly, supervised
@@ -139,6 +139,8 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
         raise ValueError(
             f'no model "{config.model}"; did you mean "{nearest_model(config.model)}"? `jaxseg models` lists all'
         )
+    if config.model in DETECTORS:
+        raise ValueError(f"{config.model} is a detector; experiments/shapes_mask_rcnn.py shows how one is trained")
     if config.border_weights and config.loss not in ("cross_entropy", "cross_entropy+dice"):
         raise ValueError(f"--border-weights weigh the cross-entropy; --loss is {config.loss}")
     placement = placement_of(config.parallel, config.shard)

@@ -65,13 +65,16 @@ def theirs(name, num_classes=91):
             spread = next((s for part, s in SPREADS.items() if part in key), None)
             if spread is not None and hasattr(module, "weight"):
 
-                def scale(module, _, output, spread=spread, done=[]):  # noqa: B006, the state is the point
-                    if not done:
-                        done.append(spread / float(output.std()))
-                        module.weight *= done[0]
-                        module.bias *= min(done[0], 1.0)
-                        return module(*_)
-                    return None
+                def scale(module, inputs, output, spread=spread, done=[]):  # noqa: B006, the state is the point
+                    if done:
+                        return None
+                    done.append(True)
+                    axes = [axis for axis in range(output.ndim) if axis != 1]
+                    mean = output.mean(axes, keepdim=True)  # so that no class wins everywhere
+                    factor = spread / float((output - mean).std())
+                    module.weight *= factor
+                    module.bias.copy_((module.bias - mean.flatten()) * factor)
+                    return module(*inputs)
 
                 hooks.append(module.register_forward_hook(scale))
         run(model, [photograph(96, 128)])
