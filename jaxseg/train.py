@@ -14,7 +14,16 @@ from jaxseg.data.augment import normalize
 from jaxseg.metrics.confusion import confusion_matrix, mean_iou, named_scores
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
 
-__all__ = ["TrainFns", "TrainState", "adamw_cosine", "draw_variables", "sgd_poly", "slower", "supervised"]
+__all__ = [
+    "TrainFns",
+    "TrainState",
+    "adamw_cosine",
+    "augmented",
+    "draw_variables",
+    "sgd_poly",
+    "slower",
+    "supervised",
+]
 
 
 class TrainFns(NamedTuple):
@@ -116,7 +125,7 @@ def draw_variables(init: Callable[[jax.Array], PyTree], key: jax.Array) -> PyTre
     return jax.jit(init, compiler_options=options)(key)
 
 
-def _augmented(augment: Sequence[Callable], key: jax.Array, example: dict[str, Array]) -> dict[str, Array]:
+def augmented(augment: Sequence[Callable], key: jax.Array, example: dict[str, Array]) -> dict[str, Array]:
     """Applies each augmentation to each example with a key of the example's place in the global batch."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_index(example["image"].shape[0]))
     for position, transform in enumerate(augment):
@@ -199,7 +208,7 @@ def supervised(
         augment_key, dropout_key = jax.random.split(key)
         example = {k: jnp.asarray(batch[k]) for k in ("label", "weight") if k in batch}
         example["image"] = jnp.asarray(batch["image"], jnp.float32) / 255
-        example = _augmented(augment, augment_key, example)
+        example = augmented(augment, augment_key, example)
         images, labels = normalize(example["image"]), example["label"]
 
         def loss_of(params: PyTree) -> tuple[Array, tuple[Array, Array, PyTree]]:

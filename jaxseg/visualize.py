@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxseg.data.source import IGNORE
 
-__all__ = ["colorize", "overlay", "palette_image", "save_curves", "save_panels"]
+__all__ = ["colorize", "draw_detections", "overlay", "palette_image", "save_curves", "save_panels"]
 
 
 def colorize(labels: Int[np.ndarray, "h w"], palette: UInt8[np.ndarray, "k 3"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -106,3 +106,37 @@ def save_curves(path: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> Non
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, frameon=False)
     figure.savefig(path)
+
+
+def draw_detections(
+    image: UInt8[np.ndarray, "h w 3"],
+    found: Any,
+    class_names: Sequence[str],
+    palette: UInt8[np.ndarray, "k 3"],
+    *,
+    threshold: float = 0.5,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The image, at least 480 pixels high, with the boxes, masks, classes and scores of `found`, from `threshold` on.
+
+    `found` is `Detections` of this image, as `jaxseg.predict.detect` gives them.
+    """
+    from PIL import ImageDraw
+
+    zoom = max(1, round(480 / image.shape[0]))
+    boxes, scores, classes = (np.asarray(x) for x in (found.boxes, found.scores, found.classes))
+    shown = [i for i in range(len(scores)) if found.valid[i] and scores[i] >= threshold]
+    mixed = image.astype(np.float32)
+    for i in reversed(shown) if found.masks is not None else ():
+        inside = np.asarray(found.masks[i]) > 0.5
+        mixed[inside] = 0.5 * mixed[inside] + 0.5 * palette[classes[i]]
+    large = Image.fromarray(mixed.round().astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1))
+    pen = ImageDraw.Draw(large)
+    for i in shown:
+        colour = tuple(int(c) for c in palette[classes[i]])
+        x0, y0, x1, y1 = (float(v) * zoom for v in boxes[i])
+        pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=2)
+        text = f"{class_names[classes[i]]} {scores[i]:.2f}"
+        left, top, right, bottom = pen.textbbox((x0 + 3, max(y0 - 13, 0)), text)
+        pen.rectangle((left - 3, top - 1, right + 3, bottom + 1), fill=colour)
+        pen.text((x0 + 3, max(y0 - 13, 0)), text, fill=(0, 0, 0) if sum(colour) > 380 else (255, 255, 255))
+    return np.asarray(large)

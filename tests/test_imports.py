@@ -26,6 +26,7 @@ MAY = {
     "train_style": {"ops", "losses", "train"},
     "train_adversarial": {"ops", "losses", "train"},
     "grow": {"checkpoint", "data", "fit", "parallel", "train", "train_adversarial"},
+    "train_detection": {"ops", "losses", "metrics", "data", "train"},
     "fit": {"checkpoint", "data", "parallel", "runlog", "train"},
     "export": set(),
     "aot": {"losses", "parallel", "train"},

@@ -22,14 +22,13 @@ SCHEMAS = (
 
 def _nms(boxes, scores, threshold):
     """Greedy suppression, by definition."""
-    order, kept = scores.argsort(descending=True).tolist(), []
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    for i in order:
-        corner = torch.maximum(boxes[i, :2], boxes[kept, :2]), torch.minimum(boxes[i, 2:], boxes[kept, 2:])
-        shared = (corner[1] - corner[0]).clamp(min=0).prod(1)
-        if not (shared / (area[i] + area[kept] - shared) > threshold).any():
-            kept.append(i)
-    return torch.tensor(kept, dtype=torch.int64)
+    order = scores.argsort(descending=True, stable=True)
+    suppressed = torchvision.ops.box_iou(boxes, boxes)[order][:, order] > threshold
+    kept = torch.ones(len(boxes), dtype=torch.bool)
+    for i in range(len(boxes)):
+        if kept[i]:
+            kept[i + 1 :] &= ~suppressed[i, i + 1 :]
+    return order[kept]
 
 
 def _import():
@@ -44,6 +43,7 @@ def _import():
         boxes._assert_has_ops = lambda: None
         align = importlib.import_module("torchvision.ops.roi_align")
         align._assert_has_ops = lambda: None
+        align._roi_align = align._roi_align.__wrapped__  # as it is: compiling it takes minutes
         library.impl("roi_align", align._roi_align, "CPU")
     return module, library
 

@@ -27,7 +27,7 @@ from jaxseg.data import (
     with_border_weights,
 )
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
-from jaxseg.models import MODELS
+from jaxseg.models import DETECTORS, MODELS
 from jaxseg.report import finish_run
 from jaxseg.runs import load_variables, model_config, model_from_config
 from jaxseg.train import adamw_cosine, sgd_poly, slower, supervised
@@ -248,6 +248,8 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
         raise ValueError(
             f'no model "{config.model}"; did you mean "{nearest_model(config.model)}"? `jaxseg models` lists all'
         )
+    if config.model in DETECTORS:
+        raise ValueError(f"{config.model} is a detector; experiments/shapes_mask_rcnn.py shows how one is trained")
     loss_of(config.loss, None)
     if config.border_weights and not set(BORDER) & set(config.loss.split("+")):
         raise ValueError(f"--border-weights weigh the cross-entropy; --loss is {config.loss}")

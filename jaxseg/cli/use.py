@@ -21,11 +21,12 @@ from PIL import Image
 
 from jaxseg import parallel
 from jaxseg.cli.arguments import Size, bar, checked, describe, evaluation_split, nearest_model, open_split
+from jaxseg.cli.detect import detect_files
 from jaxseg.cli.train import placement_of
 from jaxseg.data import DataError, read_image, voc_palette
 from jaxseg.fit import evaluate_batches, evaluation_feed
 from jaxseg.losses import cross_entropy
-from jaxseg.models import MODELS, create_model
+from jaxseg.models import DETECTORS, MODELS, create_model
 from jaxseg.predict import batch_predictor, sliding_predictor
 from jaxseg.report import metrics_table
 from jaxseg.runs import load_variables, model_from_config
@@ -40,14 +41,15 @@ _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Segment photographs: for each a label map, a palette PNG and an overlay, of the photograph's size."""
+    """Segment photographs: for each a label map, a palette PNG and an overlay; or find and outline objects."""
 
     model: tyro.conf.Positional[str]
     """The folder of a run, or a model's name with --weights."""
     paths: tyro.conf.Positional[tuple[pathlib.Path, ...]]
     """Images, or folders of images."""
     out: pathlib.Path
-    """Folder for NAME_labels.png (the label map), NAME_palette.png and NAME_overlay.png."""
+    """Folder for NAME_labels.png (the label map), NAME_palette.png and NAME_overlay.png; of a detector
+    NAME_detections.png, NAME_detections.json (COCO's results) and NAME_instances.png (ids by rank)."""
     weights: pathlib.Path | None = None
     """The folder of a run of that model, or a published checkpoint (.pth, .safetensors)."""
     size: Size | None = None
@@ -199,6 +201,12 @@ def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
     at the end, and make the exit code 1.
     """
     files = _image_files(config.paths)
+    if config.model in DETECTORS:
+        if config.weights is None or not config.weights.is_file():
+            raise ValueError(f"{config.model} needs --weights with a published checkpoint (.pth, .safetensors)")
+        with bar("detecting") as progress:
+            skipped = detect_files(config.model, config.weights, files, config.out, progress)
+        return _report("found the objects in", files, skipped, config.out)
     model, variables, size, palette = _trained(config)
     segment, together = _segment(config, model, variables, size, len(files))
     skipped: list[str] = []
@@ -214,7 +222,11 @@ def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
                     _write_pictures(config.out / name, image, labels, palette)
                 group.clear()
             progress(done, len(files))
-    print(f"segmented {len(files) - len(skipped)} of {len(files)} images into {config.out}")
+    return _report("segmented", files, skipped, config.out)
+
+
+def _report(did: str, files: list, skipped: list[str], out: pathlib.Path) -> int:
+    print(f"{did} {len(files) - len(skipped)} of {len(files)} images into {out}")
     for line in skipped:
         print(f"skipped {line}", file=sys.stderr)
     return 1 if skipped else 0

@@ -62,7 +62,7 @@ class MaskPredictor(nn.Module):
             self.features,
             (2, 2),
             (2, 2),
-            [(0, 0), (0, 0)],
+            [(1, 1), (1, 1)],
             kernel_init=he_init,
             dtype=self.dtype,
             name="conv5_mask",

@@ -21,7 +21,7 @@ RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # of Detectron and torchvision, for (x, y, w
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of their box heads
 DELTA_CLIP = math.log(1000 / 16)  # theirs too: a box grows to 62.5 times its reference at most
 
-Boxes = Float[Array, "*n 4"]
+Boxes = Float[Array, "*#n 4"]  # broadcast against each other
 
 
 def _centres(boxes: Array, offset: float) -> tuple[Array, Array]:
@@ -70,7 +70,7 @@ def decode_boxes(
     return jnp.concatenate([centre - half, centre + half - offset], -1)
 
 
-def box_area(boxes: Boxes) -> Float[Array, "*n"]:
+def box_area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
     """Area; negative where one side is reversed."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 

@@ -1,6 +1,6 @@
 """Instance masks between the image and the frame of a box: pasted for use, cropped for a loss."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from jaxseg.ops.roi import roi_align
 
-__all__ = ["crop_instances", "crop_masks", "crop_polygons", "paste_masks"]
+__all__ = ["Instances", "crop_instances", "crop_masks", "crop_polygons", "instances_of", "paste_masks"]
 
 
 def _paste_matrix(low: Array, high: Array, m: int, length: int) -> Array:
@@ -87,3 +87,29 @@ def crop_polygons(
     used &= (counts >= 3)[:, None]
     crossed = spans & (x < x0 + (y - y0) * (x1 - x0) / rise) & used[:, None, None]
     return (jnp.sum(crossed, -1) % 2).astype(jnp.float32)
+
+
+class Instances(NamedTuple):
+    """The objects of an image in a fixed number of places; place i holds id i + 1."""
+
+    boxes: Any  # float32 [g, 4] XYXY around the pixels that are seen; 0 where not valid
+    classes: Any  # int32 [g]; 0 where not valid
+    valid: Any  # bool [g]
+    beyond: Any  # int32 []: how many pixels belong to ids above g, which have no place
+
+
+def instances_of(instances: Int[Array, "h w"], label: Int[Array, "h w"], g: int) -> Instances:
+    """Boxes and classes of the ids 1..`g` of an id map, whose pixels have their class in `label`.
+
+    An id without pixels, or whose pixels are all background or 255, is not valid. Edges lie outside the last
+    pixel.
+    """
+    h, w = instances.shape
+    seen = instances == jnp.arange(1, g + 1)[:, None, None]
+    rows, columns = seen.any(2), seen.any(1)
+    first = jnp.stack([columns.argmax(1), rows.argmax(1)], 1)
+    end = jnp.stack([w - columns[:, ::-1].argmax(1), h - rows[:, ::-1].argmax(1)], 1)
+    classes = jnp.max(jnp.where(seen & (label != 255), label, 0), (1, 2)).astype(jnp.int32)
+    valid = classes > 0
+    boxes = jnp.where(valid[:, None], jnp.concatenate([first, end], 1), 0).astype(jnp.float32)
+    return Instances(boxes, classes, valid, jnp.sum(instances > g))

@@ -1,0 +1,109 @@
+"""`jaxseg predict` with a detector: for each photograph a figure, COCO's JSON and an instance map."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxseg.data import read_image, voc_palette
+from jaxseg.data.source import DataError
+from jaxseg.metrics.coco import mask_to_rle
+from jaxseg.models import create_model
+from jaxseg.predict import detect
+from jaxseg.visualize import draw_detections
+from jaxseg.weights import from_published, read_weights
+
+__all__ = ["COCO_NAMES", "detect_files", "load_detector"]
+
+# Lin et al. 2014: COCO's categories by their ids, of which eleven were never annotated
+# fmt: off
+COCO_NAMES = (
+    "background", "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+    "traffic light", "fire hydrant", "street sign", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
+    "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "hat", "backpack", "umbrella", "shoe",
+    "eye glasses", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
+    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", "plate", "wine glass",
+    "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot",
+    "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "mirror", "dining table", "window",
+    "desk", "toilet", "door", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven",
+    "toaster", "sink", "refrigerator", "blender", "book", "clock", "vase", "scissors", "teddy bear", "hair drier",
+    "toothbrush",
+)
+# fmt: on
+
+
+def load_detector(name: str, weights: pathlib.Path) -> tuple[Any, Any]:
+    """The model of that name with as many classes as the file scores, and its variables."""
+    state = read_weights(weights)
+    scores = next((a for key, a in state.items() if key.endswith("box_predictor.cls_score.bias")), None)
+    if scores is None:
+        raise DataError(f"{weights} holds no detector: no roi_heads.box_predictor.cls_score.bias in it")
+    model = create_model(name, num_classes=len(scores))
+    return model, from_published(state, model, where=str(weights)).variables
+
+
+def _coco_results(found: Any, image: str) -> list[dict[str, Any]]:
+    rows = []
+    for i in np.flatnonzero(np.asarray(found.valid)):
+        x0, y0, x1, y1 = (float(v) for v in found.boxes[i])
+        row = {
+            "image_id": image,
+            "category_id": int(found.classes[i]),
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "score": float(found.scores[i]),
+        }
+        if found.masks is not None:
+            row["segmentation"] = mask_to_rle(np.asarray(found.masks[i]) > 0.5)
+        rows.append(row)
+    return rows
+
+
+def _instance_map(found: Any, threshold: float) -> np.ndarray:
+    """uint16 `[h, w]`: 1 for the best object, and so on; the better ones hide the others."""
+    ids = np.zeros(found.masks.shape[1:], np.uint16)
+    for i in reversed(np.flatnonzero(np.asarray(found.valid) & (np.asarray(found.scores) >= threshold))):
+        ids[np.asarray(found.masks[i]) > 0.5] = i + 1
+    return ids
+
+
+def _class_names(count: int) -> tuple[str, ...]:
+    return COCO_NAMES if count == len(COCO_NAMES) else tuple(f"class {k}" for k in range(count))
+
+
+def detect_files(
+    name: str,
+    weights: pathlib.Path,
+    files: Sequence[tuple[pathlib.Path, pathlib.Path]],
+    out: pathlib.Path,
+    progress: Any,
+    *,
+    threshold: float = 0.5,
+) -> list[str]:
+    """Writes NAME_detections.png, NAME_detections.json and, with masks, NAME_instances.png; returns what was skipped.
+
+    `files` are pairs of an image and its name under `out`. The figure and the map show scores from `threshold`.
+    """
+    model, variables = load_detector(name, weights)
+    names = _class_names(model.num_classes)
+    palette = voc_palette(model.num_classes)
+    skipped = []
+    for done, (path, relative) in enumerate(files, 1):
+        try:
+            image = read_image(path)
+        except DataError as error:
+            skipped.append(str(error))
+        else:
+            (found,) = detect(model, variables, [image])
+            base = out / relative
+            base.parent.mkdir(parents=True, exist_ok=True)
+            figure = draw_detections(image, found, names, palette, threshold=threshold)
+            Image.fromarray(figure).save(base.with_name(base.name + "_detections.png"))
+            results = json.dumps(_coco_results(found, path.name))
+            base.with_name(base.name + "_detections.json").write_text(results + "\n")
+            if found.masks is not None:
+                Image.fromarray(_instance_map(found, threshold)).save(base.with_name(base.name + "_instances.png"))
+        progress(done, len(files))
+    return skipped

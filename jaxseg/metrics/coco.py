@@ -1,0 +1,96 @@
+"""COCO's average precision of boxes and masks, by pycocotools, on masks at the images' own sizes."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+__all__ = ["Objects", "coco_average_precision", "mask_to_rle"]
+
+NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # the first six of COCOeval.stats
+
+
+class Objects(NamedTuple):
+    """True or found objects of one image, in its pixels."""
+
+    boxes: Float[np.ndarray, "k 4"]  # XYXY
+    classes: Int[np.ndarray, "k"]  # from 1
+    masks: Shaped[np.ndarray, "k h w"] | None = None  # bool, or 0 and 1
+    scores: Float[np.ndarray, "k"] | None = None  # of what was found
+    crowd: Bool[np.ndarray, "k"] | None = None  # of what is true: neither right nor wrong to find
+
+
+def mask_to_rle(mask: Shaped[np.ndarray, "h w"]) -> dict[str, Any]:
+    """COCO's compressed run-length encoding, its `counts` as text."""
+    from pycocotools import mask as coco_mask
+
+    encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
+
+
+def _annotations(images: Sequence[Objects], *, found: bool) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for image_id, objects in enumerate(images, 1):
+        for i, (box, cls) in enumerate(zip(np.asarray(objects.boxes, float), objects.classes, strict=True)):
+            x0, y0, x1, y1 = box
+            row = {
+                "id": len(rows) + 1,
+                "image_id": image_id,
+                "category_id": int(cls),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": (x1 - x0) * (y1 - y0),
+                "iscrowd": 0 if objects.crowd is None else int(objects.crowd[i]),
+            }
+            if objects.masks is not None:
+                row["segmentation"] = mask_to_rle(objects.masks[i])
+                row["area"] = float(np.count_nonzero(objects.masks[i]))
+            if found:
+                assert objects.scores is not None
+                row["score"] = float(objects.scores[i])
+            rows.append(row)
+    return rows
+
+
+def coco_average_precision(
+    truth: Sequence[Objects], found: Sequence[Objects], class_names: Sequence[str]
+) -> dict[str, float]:
+    """COCO's six AP of boxes, `box_ap` ... `box_ap_large`, and of masks where both have them, `mask_ap` ....
+
+    One `Objects` an image in both; `class_names` include the background, 0. A size of objects that is not
+    there has an AP of NaN. Raises ValueError for lists of unlike length, and for classes out of range.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    if len(truth) != len(found):
+        raise ValueError(f"average precision needs an entry for each image in both, got {len(truth)} and {len(found)}")
+    for what, images in (("truth", truth), ("detections", found)):
+        for i, objects in enumerate(images):
+            if any(not 1 <= c < len(class_names) for c in objects.classes):
+                raise ValueError(f"classes of the {what} of image {i} must be in 1..{len(class_names) - 1}")
+    masks = all(o.masks is not None for o in (*truth, *found))
+    categories = [{"id": k, "name": name} for k, name in enumerate(class_names) if k]
+    sizes = [(0, 0) if o.masks is None else o.masks.shape[1:] for o in truth]
+    entries = [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(sizes, 1)]
+    scores: dict[str, float] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = _coco(COCO, entries, categories, _annotations(truth, found=False))
+        results = _coco(COCO, entries, categories, _annotations(found, found=True))
+        for kind, iou_type in (("box", "bbox"), *((("mask", "segm"),) if masks else ())):
+            evaluation = COCOeval(coco, results, iou_type)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            for name, value in zip(NAMES, evaluation.stats, strict=False):
+                scores[f"{kind}_{name}"] = float("nan") if value < 0 else float(value)
+    return scores
+
+
+def _coco(cls: Any, images: Any, categories: Any, annotations: list[dict[str, Any]]) -> Any:
+    coco = cls()
+    coco.dataset = {"info": {}, "images": images, "categories": categories, "annotations": annotations}
+    coco.createIndex()
+    return coco

@@ -1,0 +1,87 @@
+"""Average precision of detections: matches on the device as sums that add up over batches, shards and hosts."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxseg.ops.boxes import box_iou
+
+__all__ = ["SCORE_BINS", "average_precision", "mask_iou", "match_detections", "score_histogram"]
+
+SCORE_BINS = 1000
+
+
+def mask_iou(a: Bool[Array, "k h w"], b: Bool[Array, "g h w"]) -> Float[Array, "k g"]:
+    """Intersection over union of every pair; 0 where both are empty."""
+    a, b = (x.reshape(x.shape[0], -1).astype(jnp.float32) for x in (a, b))
+    shared = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
+    union = a.sum(1)[:, None] + b.sum(1) - shared
+    return shared / jnp.maximum(union, 1)
+
+
+def match_detections(
+    overlap: Float[Array, "k g"],
+    classes: Int[Array, "k"],
+    true_classes: Int[Array, "g"],
+    valid: Bool[Array, "k"],
+    true_valid: Bool[Array, "g"],
+    threshold: float = 0.5,
+) -> Bool[Array, "k"]:
+    """Which detections, best first, are right: each takes the object of its class, not yet taken, that it
+    overlaps most, if by `threshold` at least (Lin et al. 2014: COCO's rule, without crowds)."""
+    if overlap.shape[1] == 0:
+        return jnp.zeros(overlap.shape[0], bool)
+
+    def take(free: Array, detection: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        row, cls, there = detection
+        row = jnp.where(free & (true_classes == cls), row, -1.0)
+        best = row.argmax()
+        right = there & (row[best] >= threshold)
+        return free & ~(right & (jnp.arange(row.shape[0]) == best)), right
+
+    return jax.lax.scan(take, true_valid, (overlap, classes, valid))[1]
+
+
+def score_histogram(
+    found: Any, truth: Any, masks: Bool[Array, "k h w"] | None, instances: Int[Array, "h w"], num_classes: int
+) -> PyTree:
+    """Right and wrong detections of an image by class and score, `[c, SCORE_BINS]`, of boxes and masks, and objects.
+
+    `found` is `Detections` and `truth` `Instances` of one image; `masks` are pasted on it.
+    """
+    overlaps = {"box": box_iou(found.boxes, truth.boxes)}
+    if masks is not None:
+        ids = jnp.arange(1, truth.valid.shape[0] + 1)
+        overlaps["mask"] = mask_iou(masks, instances == ids[:, None, None])
+    bins = jnp.clip((found.scores * SCORE_BINS).astype(jnp.int32), 0, SCORE_BINS - 1)
+    empty = jnp.zeros((num_classes, SCORE_BINS), jnp.float32)
+    sums: PyTree = {"objects": jnp.zeros(num_classes).at[truth.classes].add(truth.valid.astype(jnp.float32))}
+    for kind, overlap in overlaps.items():
+        right = match_detections(overlap, found.classes, truth.classes, found.valid, truth.valid)
+        for name, which in (("right", right), ("wrong", found.valid & ~right)):
+            sums[f"{kind}_{name}"] = empty.at[found.classes, bins].add(which.astype(jnp.float32))
+    return sums
+
+
+def average_precision(sums: PyTree) -> dict[str, float]:
+    """AP at an IoU of 0.5, of boxes and masks, from `score_histogram`'s sums: COCO's 101 recalls, mean over classes.
+
+    Classes without objects are left out. Scores within a bin of 1/1000 count as equal.
+    """
+    scores = {}
+    for kind in ("box", "mask"):
+        if f"{kind}_right" not in sums:
+            continue
+        values = []
+        for c in np.flatnonzero(np.asarray(sums["objects"]) > 0):
+            right = np.cumsum(np.asarray(sums[f"{kind}_right"])[c, ::-1])
+            wrong = np.cumsum(np.asarray(sums[f"{kind}_wrong"])[c, ::-1])
+            recall = right / np.asarray(sums["objects"])[c]
+            precision = right / np.maximum(right + wrong, 1)
+            envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+            values.append(envelope[np.searchsorted(recall, np.linspace(0, 1, 101))].mean())
+        scores[f"{kind}_ap50"] = float(np.mean(values)) if values else float("nan")
+    return scores

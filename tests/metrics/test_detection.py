@@ -1,0 +1,91 @@
+"""COCO's average precision on cases that can be counted by hand, and beside the sums of training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxseg.metrics.coco import Objects, coco_average_precision, mask_to_rle
+from jaxseg.metrics.detection import average_precision, score_histogram
+from jaxseg.models import Detections
+from jaxseg.ops.masks import instances_of
+
+pytest.importorskip("pycocotools")
+
+CLASSES = ("background", "cat", "dog")
+
+
+def square(x, y, side, size=(64, 64)):
+    mask = np.zeros(size, bool)
+    mask[y : y + side, x : x + side] = True
+    return np.array([x, y, x + side, y + side], np.float32), mask
+
+
+def objects(*squares, **fields):
+    boxes, masks = zip(*(square(*s) for s in squares), strict=True)
+    classes = fields.pop("classes", [1] * len(squares))
+    return Objects(np.stack(boxes), np.array(classes), np.stack(masks), **fields)
+
+
+def test_perfect_shifted_and_missed():
+    truth = [objects((4, 4, 20), (36, 36, 20), classes=[1, 2])]
+    perfect = coco_average_precision(truth, [truth[0]._replace(scores=np.array([0.9, 0.8]))], CLASSES)
+    assert perfect["box_ap"] == perfect["mask_ap"] == pytest.approx(1)
+    assert np.isnan(perfect["mask_ap_large"])
+    # moved by 4 of 20 pixels: IoU 320 / 480 = 2/3, right up to 0.65
+    moved = objects((8, 4, 20), (40, 36, 20), classes=[1, 2], scores=np.array([0.9, 0.8]))
+    shifted = coco_average_precision(truth, [moved], CLASSES)
+    assert shifted["mask_ap50"] == pytest.approx(1)
+    assert shifted["mask_ap75"] == 0
+    assert shifted["mask_ap"] == pytest.approx(4 / 10)
+    wrong = coco_average_precision(truth, [moved._replace(classes=np.array([2, 1]))], CLASSES)
+    assert wrong["box_ap50"] == 0
+
+
+def test_crowds_and_images_without_objects():
+    none = Objects(np.zeros((0, 4), np.float32), np.zeros(0, int), np.zeros((0, 64, 64), bool), np.zeros(0))
+    truth = [objects((4, 4, 20), (30, 4, 30), crowd=np.array([False, True])), none]
+    found = [objects((4, 4, 20), (34, 8, 10), scores=np.array([0.8, 0.9])), none]
+    scores = coco_average_precision(truth, found, CLASSES)
+    assert scores["mask_ap"] == pytest.approx(1)  # what lies in the crowd is no mistake
+    alarm = [found[0], objects((4, 4, 20), scores=np.array([0.95]))]
+    assert coco_average_precision(truth, alarm, CLASSES)["mask_ap"] == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="each image in both, got 2 and 1"):
+        coco_average_precision(truth, found[:1], CLASSES)
+    with pytest.raises(ValueError, match=r"classes of the detections of image 0 must be in 1\.\.2"):
+        coco_average_precision(truth[:1], [found[0]._replace(classes=np.array([3, 1]))], CLASSES)
+
+
+def test_run_lengths_decode():
+    from pycocotools import mask
+
+    _, square_mask = square(3, 5, 9, (20, 31))
+    encoded = mask_to_rle(square_mask)
+    assert isinstance(encoded["counts"], str)
+    np.testing.assert_array_equal(mask.decode(encoded), square_mask)
+
+
+def test_the_sums_of_training_give_cocos_ap50():
+    """Random objects and noisy detections of three images; scores differ by more than a bin."""
+    rng = np.random.default_rng(0)
+    truth, found, sums = [], [], []
+    for image in range(3):
+        corners = rng.permutation(9)[:5]
+        places = [(int(2 + 20 * (c % 3)), int(2 + 20 * (c // 3)), 16) for c in corners]
+        moved = [(x + int(rng.integers(-3, 4)) % 4, y + int(rng.integers(0, 5)), 16) for x, y, _ in places]
+        classes, guesses = rng.integers(1, 3, 5), rng.integers(1, 3, 5)
+        scores = np.sort(rng.permutation(90)[:5] / 100 + 0.05 + image / 1000)[::-1]
+        truth.append(objects(*places, classes=classes))
+        found.append(objects(*moved, classes=guesses, scores=scores))
+        ids = (truth[-1].masks * np.arange(1, 6)[:, None, None]).max(0).astype(np.int32)
+        label = np.concatenate([[0], classes])[ids].astype(np.int32)
+        ids, label = jnp.asarray(ids), jnp.asarray(label)
+        boxes, guesses = jnp.asarray(found[-1].boxes), jnp.asarray(guesses, jnp.int32)
+        detections = Detections(boxes, jnp.asarray(scores, jnp.float32), guesses, None, jnp.ones(5, bool))
+        masks = jnp.asarray(found[-1].masks)
+        sums.append(score_histogram(detections, instances_of(ids, label, 5), masks, ids, 3))
+    ours = average_precision(jax.tree.map(lambda *x: np.sum(x, 0), *sums))
+    expected = coco_average_precision(truth, found, CLASSES)
+    assert 0.1 < expected["mask_ap50"] < 0.9
+    assert ours["box_ap50"] == pytest.approx(expected["box_ap50"], abs=1e-6)
+    assert ours["mask_ap50"] == pytest.approx(expected["mask_ap50"], abs=1e-6)

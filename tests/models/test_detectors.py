@@ -1,0 +1,274 @@
+"""Detectors: sizes, shapes, padding, batches, gradients, names of published weights, and photographs of any size."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden.named import fill
+
+import jaxseg
+from jaxseg.backbones.fpn import FPN
+from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
+from jaxseg.backbones.resnet import resnet50
+from jaxseg.layers import BatchNorm, FrozenBatchNorm
+from jaxseg.models import DETECTORS, MODELS, model_source
+from jaxseg.models.faster_rcnn import BoxConvHead, BoxHead
+from jaxseg.models.mask_rcnn import MaskHead
+from jaxseg.predict import detect
+from jaxseg.weights import from_published, load_published, save_weights, to_published
+
+COUNTS = {  # torchvision's `num_params` with 91 classes; those of frozen norms are no parameters
+    "fasterrcnn_resnet50_fpn": 41_755_286,
+    "fasterrcnn_resnet50_fpn_v2": 43_712_278,
+    "fasterrcnn_mobilenet_v3_large_fpn": 19_386_354,
+    "fasterrcnn_mobilenet_v3_large_320_fpn": 19_386_354,
+    "maskrcnn_resnet50_fpn": 44_401_393,
+    "maskrcnn_resnet50_fpn_v2": 46_359_409,
+}
+RESNET = functools.partial(resnet50, depths=(1, 1, 1, 1), features=(4, 4, 6, 8), stem_features=4)
+MOBILE = functools.partial(mobilenet_v3_large, width=0.25)
+SMALL = {
+    "anchor_sizes": ((8,), (16,), (32,), (64,), (96,)),
+    "rpn_pre_nms_top_n_test": 40,
+    "rpn_post_nms_top_n_test": 24,
+    "box_detections_per_img": 10,
+    "box_score_thresh": 0.3,
+    "min_size": 64,
+    "max_size": 96,
+}
+
+
+def small(name, **fields):
+    """The detector with few channels, proposals and 3 classes."""
+    body, levels = (MOBILE, ("features_13", "features_16")) if "mobile" in name else (RESNET, FPN.levels)
+    head = functools.partial(BoxConvHead, 24, (8, 8)) if name.endswith("v2") else functools.partial(BoxHead, 24)
+    fields = {"pyramid": functools.partial(FPN, body=body, levels=levels, features=8), "box": head, **SMALL, **fields}
+    if "mobile" in name:
+        fields["anchor_sizes"] = ((8, 16, 32, 64),) * 3
+    if name.startswith("mask"):
+        fields["mask"] = functools.partial(MaskHead, (8, 8))
+    return jaxseg.create_model(name, 3, **fields)
+
+
+def init_shapes(model, size=(64, 64)):
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+
+
+@functools.cache
+def filled(name):
+    model = small(name)
+    variables = fill(init_shapes(model))
+    params = variables["params"]
+    for part, factor in (("cls_logits", 4.0), ("bbox_pred", 0.3)):
+        params["rpn"][part]["kernel"] *= factor
+    return model, variables
+
+
+@functools.cache
+def compiled(name):
+    model, _ = filled(name)
+    return jax.jit(functools.partial(model.apply, train=False))
+
+
+def pictures(n, h, w, seed=0):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.standard_normal((n, h // 8, w // 8, 3), np.float32).repeat(8, 1).repeat(8, 2))
+
+
+def test_every_detector_has_its_rows():
+    assert set(COUNTS) == set(DETECTORS) <= set(MODELS)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_parameters_as_published(name):
+    assert " et al. 20" in model_source(name)
+    variables = init_shapes(jaxseg.create_model(name, num_classes=91))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == COUNTS[name]
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_shapes_and_dtypes(name):
+    model = small(name)
+    variables = init_shapes(model)
+    model = model.clone(dtype=jnp.bfloat16, remat=True)
+    assert jax.tree.map(lambda x: x.shape, init_shapes(model)) == jax.tree.map(lambda x: x.shape, variables)
+    images = jax.ShapeDtypeStruct((2, 96, 64, 3), jnp.float32)
+    found = jax.eval_shape(functools.partial(model.apply, train=False), variables, images)
+    assert (found.boxes.shape, found.boxes.dtype) == ((2, 10, 4), jnp.float32)
+    assert (found.scores.shape, found.scores.dtype) == ((2, 10), jnp.float32)
+    assert (found.classes.shape, found.classes.dtype) == ((2, 10), jnp.int32)
+    assert (found.valid.shape, found.valid.dtype) == ((2, 10), jnp.bool_)
+    if name.startswith("mask"):
+        assert (found.masks.shape, found.masks.dtype) == ((2, 10, 28, 28), jnp.float32)
+    else:
+        assert found.masks is None
+
+
+def test_detections_stay_within_the_true_sizes_and_classes():
+    model, variables = filled("maskrcnn_resnet50_fpn")
+    images = pictures(2, 96, 96)
+    sizes = jnp.array([[50, 91], [96, 33]], jnp.int32)
+    mask = (jnp.arange(96)[:, None] < sizes[:, 0, None, None]) & (jnp.arange(96) < sizes[:, 1, None, None])
+    found = compiled("maskrcnn_resnet50_fpn")(variables, jnp.where(mask[..., None], images, 0), sizes)
+    for i, (h, w) in enumerate(np.asarray(sizes)):
+        valid = np.asarray(found.valid[i])
+        boxes = np.asarray(found.boxes[i])[valid]
+        assert valid.sum() > 3
+        assert (np.diff(valid.astype(int)) <= 0).all()  # filled from the front
+        assert (boxes >= 0).all()
+        assert (boxes <= [w, h, w, h]).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert set(np.asarray(found.classes[i])[valid]) <= {1, 2}
+        scores = np.asarray(found.scores[i])
+        assert (np.diff(scores) <= 0).all()
+        assert (scores[valid] > model.box_score_thresh).all()
+        assert ((found.masks[i] > 0).any((1, 2)) == valid).all()
+        for array in (found.boxes, found.scores, found.classes, found.masks):
+            assert not np.asarray(array[i])[~valid].any()
+
+
+def test_a_batch_is_its_images_and_one_trace_serves_all_calls():
+    model, variables = filled("maskrcnn_resnet50_fpn")
+    images, sizes, traces = pictures(2, 96, 96, 1), jnp.array([[96, 96], [70, 80]], jnp.int32), []
+
+    @jax.jit
+    def run(variables, images, sizes):
+        traces.append(None)
+        return model.apply(variables, images, sizes, train=False, mutable=["batch_stats"])
+
+    together, state = run(variables, images, sizes)
+    again, _ = run(variables, images[::-1], sizes[::-1])
+    assert len(traces) == 1
+    assert jax.tree.all(jax.tree.map(np.array_equal, state["batch_stats"], variables["batch_stats"]))
+    assert together.valid.sum() > 5
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b[::-1], atol=1e-4)
+
+
+def test_no_object_is_found_where_none_scores():
+    _, variables = filled("maskrcnn_resnet50_fpn")
+    none = jax.tree.map(jnp.zeros_like, variables)
+    none["params"]["box_predictor"]["cls_score"]["bias"] = jnp.array([30.0, 0, 0])
+    found = compiled("maskrcnn_resnet50_fpn")(none, pictures(2, 96, 96), jnp.full((2, 2), 96, jnp.int32))
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(found))
+
+
+def test_other_canvases_are_refused_with_the_next_good_one():
+    model, _ = filled("maskrcnn_resnet50_fpn")
+    with pytest.raises(ValueError, match=r"MaskRCNN needs .* divisible by 32, got \(97, 64\); pad to \(128, 64\)"):
+        model.init(jax.random.key(0), jnp.zeros((1, 97, 64, 3)), train=False)
+
+
+def test_frozen_norm_is_state_that_stays():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4)), jnp.float32)
+    norm = FrozenBatchNorm(epsilon=0.0)
+    variables = norm.init(jax.random.key(0), x, train=True)
+    assert set(variables) == {"batch_stats"}
+    kept = fill(variables)
+    out, state = norm.apply(kept, x, train=True, mutable=["batch_stats"])
+    assert jax.tree.all(jax.tree.map(np.array_equal, dict(state), dict(kept)))
+    plain = BatchNorm(epsilon=0.0)
+    split = {"params": {k: kept["batch_stats"][k] for k in ("scale", "bias")}} | {
+        "batch_stats": {k: kept["batch_stats"][k] for k in ("mean", "var")}
+    }
+    np.testing.assert_array_equal(out, plain.apply(split, x, train=False))
+
+
+NAMES = {
+    "maskrcnn_resnet50_fpn": (
+        "backbone.body.layer2.0.downsample.1.running_var",
+        "backbone.fpn.inner_blocks.3.0.bias",
+        "backbone.fpn.layer_blocks.0.0.weight",
+        "rpn.head.conv.0.0.weight",
+        "rpn.head.cls_logits.bias",
+        "roi_heads.box_head.fc6.weight",
+        "roi_heads.box_predictor.bbox_pred.weight",
+        "roi_heads.mask_head.1.0.weight",
+        "roi_heads.mask_predictor.conv5_mask.weight",
+        "roi_heads.mask_predictor.mask_fcn_logits.bias",
+    ),
+    "maskrcnn_resnet50_fpn_v2": (
+        "backbone.fpn.inner_blocks.3.1.running_mean",
+        "rpn.head.conv.1.0.bias",
+        "roi_heads.box_head.1.1.weight",
+        "roi_heads.box_head.5.bias",
+        "roi_heads.mask_head.0.1.running_var",
+    ),
+    "fasterrcnn_mobilenet_v3_large_fpn": (
+        "backbone.body.0.0.weight",
+        "backbone.body.4.block.2.fc1.bias",
+        "backbone.body.16.1.running_mean",
+        "backbone.fpn.inner_blocks.1.0.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_names_and_exact_round_trips(tmp_path, name):
+    model = small(name)
+    variables = fill(init_shapes(model))
+    state = to_published(model, variables)
+    assert set(NAMES[name]) <= set(state)
+    save_weights(tmp_path / "w.safetensors", model, variables)
+    loaded = load_published(tmp_path / "w.safetensors", model)
+    assert loaded.publisher == "torchvision"
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded.variables, variables))
+    other = from_published(state, model.clone(num_classes=5))
+    assert "scores 3 classes and the model 5" in other.left_out
+    assert other.variables["params"]["box_predictor"]["bbox_pred"]["kernel"].shape == (24, 20)
+    assert not other.variables["params"]["box_predictor"]["cls_score"]["kernel"].any()
+
+
+def test_names_of_older_files():
+    model = small("maskrcnn_resnet50_fpn")
+    variables = fill(init_shapes(model))
+    old = {}
+    for name, array in to_published(model, variables).items():
+        name = name.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+        if "_blocks" in name:
+            name = name.replace(".0.weight", ".weight").replace(".0.bias", ".bias")
+        for i in (0, 1):
+            name = name.replace(f"mask_head.{i}.0.", f"mask_head.mask_fcn{i + 1}.")
+        old[name] = array
+    assert {"rpn.head.conv.weight", "backbone.fpn.layer_blocks.2.bias", "roi_heads.mask_head.mask_fcn2.bias"} <= set(
+        old
+    )
+    loaded = from_published(old, model).variables
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded, variables))
+
+
+def test_detect_gives_each_image_its_own_pixels():
+    model, variables = filled("maskrcnn_resnet50_fpn")
+    rng = np.random.default_rng(0)
+    images = [
+        rng.integers(0, 256, (h // 8, w // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1) for h, w in ((120, 96), (80, 160))
+    ]
+    found = detect(model, variables, images)
+    for image, one in zip(images, found, strict=True):
+        h, w = image.shape[:2]
+        valid = np.asarray(one.valid)
+        boxes = np.asarray(one.boxes)
+        assert valid.sum() > 2
+        assert one.masks.shape == (10, h, w)
+        assert (boxes <= np.array([w, h, w, h]) + 1e-3).all()
+        assert boxes[:, 2].max() > 0.6 * w  # scaled back
+        ys, xs = np.nonzero(np.asarray(one.masks[0]) > 0)
+        x0, y0, x1, y1 = boxes[0]
+        slack = 2 + 0.06 * max(x1 - x0, y1 - y0)  # the mask's frame is a fourteenth larger
+        assert x0 - slack <= xs.min() <= xs.max() <= x1 + slack
+        assert y0 - slack <= ys.min() <= ys.max() <= y1 + slack
+    alone = detect(model, variables, images[:1], canvas=(96, 96))
+    np.testing.assert_allclose(alone[0].boxes, found[0].boxes, atol=1e-3)
+    floats = detect(model, variables, [images[0].astype(np.float32) / 255], canvas=(96, 96))
+    np.testing.assert_allclose(floats[0].boxes, alone[0].boxes, atol=1e-3)
+    assert detect(model, variables, []) == []
+    with pytest.raises(ValueError, match=r"needs RGB images \[h, w, 3\], image 1 has shape \(8, 8\)"):
+        detect(model, variables, [images[0], np.zeros((8, 8))])
+    with pytest.raises(ValueError, match="image 0 is int64"):
+        detect(model, variables, [np.zeros((8, 8, 3), np.int64)])
+    with pytest.raises(ValueError, match=r"canvas of \(96, 96\) at least, got \(64, 96\)"):
+        detect(model, variables, images, canvas=(64, 96))
