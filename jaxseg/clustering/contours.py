@@ -14,7 +14,15 @@ from jaxtyping import Array, Float
 
 from jaxseg.clustering.features import rgb_to_lab
 
-__all__ = ["contour_strength", "histogram_tensor", "strongest", "thin"]
+__all__ = [
+    "contour_strength",
+    "contour_tensor",
+    "eigenvector_tensor",
+    "histogram_tensor",
+    "segmentation_strength",
+    "strongest",
+    "thin",
+]
 
 LIGHTNESS_BINS = 10
 COLOUR_BINS = 12
@@ -32,21 +40,29 @@ def _along(x: Float[Array, "c h w"], taps: Float[np.ndarray, "s"], axis: int) ->
     reach = len(taps) // 2
     n = x.shape[axis]
     x = jnp.pad(x, [(reach, reach) if a == axis else (0, 0) for a in range(3)], mode="edge")
-    x = jax.lax.optimization_barrier(x)
+    x = jax.lax.optimization_barrier(x)  # computed once, and not again for every tap
     return sum(float(t) * jax.lax.slice_in_dim(x, i, i + n, axis=axis) for i, t in enumerate(taps))
+
+
+def _derivatives(x: Float[Array, "c h w"], scale: float) -> tuple[Array, Array, Array]:
+    """x smoothed, and its derivatives by x and y as differences of lobes that each sum to 1/2."""
+    reach = math.ceil(3 * scale)
+    at = np.arange(-reach, reach + 1)
+    smooth = np.exp(-0.5 * (at / scale) ** 2)
+    slope = at * smooth / np.abs(at * smooth).sum()
+    smooth = smooth / smooth.sum()
+    down, across = _along(x, smooth, 1), _along(x, smooth, 2)
+    return _along(down, smooth, 2), _along(down, slope, 2), _along(across, slope, 1)
+
+
+def _tensor(dx: Float[Array, "c h w"], dy: Float[Array, "c h w"], weight: Array) -> Float[Array, "3 h w"]:
+    return jnp.stack([jnp.sum(u * v * weight, axis=0) for u, v in ((dx, dx), (dx, dy), (dy, dy))])
 
 
 def histogram_tensor(memberships: Float[Array, "bins h w"], scale: float) -> Float[Array, "3 h w"]:
     """(xx, xy, yy) of the form whose value at a unit normal is the chi-squared distance across it, about [0, 1]."""
-    reach = math.ceil(3 * scale)
-    at = np.arange(-reach, reach + 1)
-    smooth = np.exp(-0.5 * (at / scale) ** 2)
-    slope = at * smooth / np.abs(at * smooth).sum()  # differences of lobes that each sum to 1/2
-    smooth = smooth / smooth.sum()
-    down, across = _along(memberships, smooth, 1), _along(memberships, smooth, 2)
-    dx, dy = _along(down, slope, 2), _along(across, slope, 1)
-    weight = 1 / (_along(down, smooth, 2) + 1e-3)
-    return jnp.stack([jnp.sum(u * v * weight, axis=0) for u, v in ((dx, dx), (dx, dy), (dy, dy))])
+    mean, dx, dy = _derivatives(memberships, scale)
+    return _tensor(dx, dy, 1 / (mean + 1e-3))
 
 
 def strongest(tensor: Float[Array, "3 h w"]) -> tuple[Float[Array, "h w"], Float[Array, "2 h w"]]:
@@ -70,10 +86,36 @@ def thin(strength: Float[Array, "h w"], normal: Float[Array, "2 h w"]) -> Float[
     return jnp.where((strength >= beside(1.0)) & (strength > beside(-1.0)), strength, 0.0)
 
 
-def contour_strength(rgb: Float[Array, "h w 3"], scale: float = 1.5) -> Float[Array, "h w"]:
-    """Thinned contours of lightness and colour, from 0 to about 1; `scale` in pixels."""
+def contour_tensor(rgb: Float[Array, "h w 3"], scale: float = 1.5) -> Float[Array, "3 h w"]:
+    """The mean of the forms of lightness, a* and b* at `scale` and 2 `scale` pixels; at most about 1."""
     lab = rgb_to_lab(rgb)
     light = _soft_bins(lab[..., 0] / 100, LIGHTNESS_BINS)
     colour = [_soft_bins(lab[..., i] / (2 * COLOUR_RANGE) + 0.5, COLOUR_BINS) for i in (1, 2)]
-    tensor = sum(histogram_tensor(jnp.concatenate([light, *colour]), s) for s in (scale, 2 * scale)) / 6
-    return thin(*strongest(tensor))
+    bins = jnp.concatenate([light, *colour])
+    return (histogram_tensor(bins, scale) + histogram_tensor(bins, 2 * scale)) / 6
+
+
+def contour_strength(rgb: Float[Array, "h w 3"], scale: float = 1.5) -> Float[Array, "h w"]:
+    """Thinned contours of lightness and colour, from 0 to about 1; `scale` in pixels."""
+    return thin(*strongest(contour_tensor(rgb, scale)))
+
+
+def eigenvector_tensor(values: Float[Array, "k"], vectors: Float[Array, "k h w"]) -> Float[Array, "3 h w"]:
+    """The sum of squared derivatives of the eigenvectors of Normalized Cut, each over its eigenvalue.
+
+    After Arbelaez et al. 2011, section 3.2 (sPb), who add absolute derivatives over sqrt(lambda).
+    """
+    _, dx, dy = _derivatives(vectors, 1.0)
+    return _tensor(dx, dy, 1 / jnp.maximum(values, 1e-5)[:, None, None])
+
+
+def segmentation_strength(
+    rgb: Float[Array, "h w 3"], values: Float[Array, "k"], vectors: Float[Array, "k h w"], scale: float = 1.5
+) -> Float[Array, "h w"]:
+    """The mean of the image's own contours and those of its eigenvectors, not thinned, from 0 to about 1.5.
+
+    Eigenvector contours are relative to their 98th percentile, and at most twice that.
+    """
+    own = strongest(contour_tensor(rgb, scale))[0]
+    spectral = strongest(eigenvector_tensor(values, vectors))[0]
+    return 0.5 * own + 0.5 * jnp.minimum(spectral / jnp.maximum(jnp.percentile(spectral, 98), 1e-20), 2.0)

@@ -143,9 +143,10 @@ def _lobpcg(
 
     def enter(basis, image, slot, y):
         """Puts vectors, made orthogonal to those there, into an empty slot, and takes a Rayleigh-Ritz step."""
-        y = _unit(y * inside, degree)
-        y = _unit(y - _combine(_gram(basis, y * degree), basis), degree, 1e-9)  # less is rounding
+        outside = lambda y: y - _combine(_gram(basis, y * degree), basis)  # noqa: E731
+        y = _unit(outside(_unit(y * inside, degree)), degree, 1e-9)  # less is rounding
         y = _combine(_whiten(_gram(y, y * degree)), y)
+        y = _unit(outside(y), degree, 0.5)  # what shrinks a second time was rounding too
         basis, image = basis.at[slot].set(y), image.at[slot].set(laplacian_product(graph, y))
         values, c, q = _rayleigh_ritz(_gram(basis, basis * degree), _gram(basis, image), m)
         whole = jnp.zeros((3 * m + 1, 3 * m + 1)).at[0, 0].set(1.0).at[:, x].set(c).at[:, p].set(q)

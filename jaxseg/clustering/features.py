@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-__all__ = ["as_rgb", "contour_strength", "filter_bank", "pixel_features", "rgb_to_lab", "texture_responses"]
+__all__ = ["as_rgb", "filter_bank", "pixel_features", "rgb_to_lab", "texture_responses"]
 
 
 def as_rgb(image: Any) -> Float[Array, "h w 3"]:
@@ -102,14 +102,6 @@ def _luminance(rgb: Float[Array, "h w 3"]) -> Float[Array, "h w"]:
 def texture_responses(rgb: Float[Array, "h w 3"]) -> Float[Array, "h w filters"]:
     """Responses of `filter_bank` to luminance; edge values are repeated beyond the border."""
     return _filter(_luminance(rgb), filter_bank())
-
-
-def contour_strength(rgb: Float[Array, "h w 3"], scale: float = 1.0) -> Float[Array, "h w"]:
-    """Largest oriented derivative over orientations of Lab / 100, all channels; about [0, 1]."""
-    bank = filter_bank((scale,), 6)[1:12:2]  # the odd filters: step edges
-    lab = rgb_to_lab(rgb) / 100
-    energy = jnp.sum(jnp.stack([_filter(lab[..., c], bank) for c in range(3)]) ** 2, axis=0)
-    return 4 * jnp.sqrt(energy.max(axis=-1))
 
 
 def pixel_features(

@@ -6,7 +6,6 @@ labels = result.labels.reshape(image.shape[:2])
 """
 
 import functools
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,15 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Real
 from jaxseg.clustering.lloyd import Blocks, block_labels, block_sums, moments, nearest, to_blocks
 from jaxseg.clustering.seeding import kmeans_parallel, kmeans_plus_plus, random_points
 
-__all__ = [
-    "KMeansResult",
-    "MiniBatchState",
-    "assign",
-    "kmeans",
-    "minibatch_init",
-    "minibatch_kmeans",
-    "minibatch_update",
-]
+__all__ = ["KMeansResult", "assign", "default_block_size", "kmeans", "require_finite"]
 
 INITS = ("k-means++", "k-means||", "random")
 
@@ -143,12 +134,13 @@ def _solve_jvp(k, init, max_iterations, num_restarts, block_size, primals, tange
 _jitted = functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))(_solve)
 
 
-def _default_block_size() -> int:
+def default_block_size() -> int:
+    """Points per scan step."""
     # four pieces of 16,384 stay in the level-2 cache of a core; accelerators want few, large steps
     return 65_536 if jax.default_backend() == "cpu" else 4_194_304
 
 
-def _require_finite(name: str, x: Any) -> None:
+def require_finite(name: str, x: Any) -> None:
     """Raises on NaN or infinity in a concrete array; a traced one cannot be looked at."""
     if isinstance(x, jax.core.Tracer):
         return
@@ -207,11 +199,11 @@ def kmeans(
         given = jnp.asarray(init, points.dtype)
         if given.shape != (num_clusters, d):
             raise ValueError(f"kmeans needs init centroids {(num_clusters, d)}, got {given.shape}")
-        _require_finite("init", given)
+        require_finite("init", given)
         key = jax.random.key(0) if key is None else key  # unused
     if weights is not None:
         weights = weights.astype(points.dtype)
-        _require_finite("weights", weights)
+        require_finite("weights", weights)
         if not isinstance(weights, jax.core.Tracer) and not bool((weights >= 0).all() & (weights > 0).any()):
             raise ValueError("kmeans needs weights of 0 or more that are not all 0")
     if max_iterations < 0 or num_restarts < 1 or tolerance < 0:
@@ -224,7 +216,7 @@ def kmeans(
         init if isinstance(init, str) else "given",
         max_iterations,
         num_restarts,
-        block_size or _default_block_size(),
+        block_size or default_block_size(),
         points,
         weights,
         key,
@@ -233,7 +225,7 @@ def kmeans(
     )
     # asked of the result, which any bad feature spoils, so that good features are not read once more
     if not isinstance(result.inertia, jax.core.Tracer) and not bool(jnp.isfinite(result.inertia)):
-        _require_finite("features", points)
+        require_finite("features", points)
         raise ValueError("kmeans: squared distances overflow float32; scale the features down")
     return result
 
@@ -248,50 +240,4 @@ def assign(
     features: Float[Array, "n d"], centroids: Float[Array, "k d"], *, block_size: int | None = None
 ) -> Int[Array, "n"]:
     """Index of the nearest centroid of each point, without an N x K matrix."""
-    return _assign(features, centroids, block_size or _default_block_size())
-
-
-class MiniBatchState(NamedTuple):
-    """Centroids and how many points each has seen."""
-
-    centroids: Float[Array, "k d"]
-    counts: Float[Array, "k"]
-
-
-def minibatch_init(batch: Float[Array, "n d"], num_clusters: int, *, key: PRNGKeyArray) -> MiniBatchState:
-    """k-means++ on a first batch, which holds at least `num_clusters` points."""
-    _require_finite("batch", batch)
-    if batch.shape[0] < num_clusters:
-        raise ValueError(f"minibatch_init needs a batch of at least {num_clusters} points, got {batch.shape[0]}")
-    seeds = jax.jit(kmeans_plus_plus, static_argnums=3)(key, batch, jnp.ones_like(batch[:, 0]), num_clusters)
-    return MiniBatchState(seeds, jnp.zeros(num_clusters, batch.dtype))
-
-
-@jax.jit
-def minibatch_update(state: MiniBatchState, batch: Float[Array, "n d"]) -> MiniBatchState:
-    """One step of Sculley 2010: each centroid becomes the mean of all points it was ever given."""
-    mean = state.centroids.mean(axis=0)
-    blocks = to_blocks(batch - mean, None, _default_block_size())
-    sums, new = block_sums(blocks, state.centroids - mean)
-    counts = state.counts + new
-    step = (sums - new[:, None] * (state.centroids - mean)) / jnp.maximum(counts, 1.0)[:, None]
-    return MiniBatchState(state.centroids + step, counts)
-
-
-def minibatch_kmeans(
-    batches: Iterable[Float[Array, "n d"] | Float[np.ndarray, "n d"]], num_clusters: int, *, key: PRNGKeyArray
-) -> MiniBatchState:
-    """k-means over batches of pixels that are never held together; label them afterwards with `assign`.
-
-    Seeds come from the first batch. Batches of one size compile once.
-    """
-    state = None
-    for batch in batches:
-        batch = jnp.asarray(batch)
-        _require_finite("batch", batch)
-        if state is None:
-            state = minibatch_init(batch, num_clusters, key=key)
-        state = minibatch_update(state, batch)
-    if state is None:
-        raise ValueError("minibatch_kmeans got no batches")
-    return state
+    return _assign(features, centroids, block_size or default_block_size())

@@ -10,25 +10,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Real
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Real
 
+from jaxseg.clustering.contours import contour_strength
+from jaxseg.clustering.cuts import is_stable, ncut_value, splitting_point
 from jaxseg.clustering.eigen import Eigenpairs, smallest_eigenpairs
-from jaxseg.clustering.features import as_rgb, contour_strength, pixel_features
+from jaxseg.clustering.features import as_rgb, pixel_features
 from jaxseg.clustering.kmeans import kmeans
-from jaxseg.ops.affinity import Affinity, affinity_product, laplacian_product, pixel_affinity, subgraph
+from jaxseg.ops.affinity import Affinity, pixel_affinity, subgraph
 
-__all__ = [
-    "NCutResult",
-    "assoc",
-    "cut",
-    "discretise",
-    "graph",
-    "is_stable",
-    "ncut",
-    "ncut_graph",
-    "ncut_value",
-    "splitting_point",
-]
+__all__ = ["NCutResult", "discretise", "graph", "ncut", "ncut_graph"]
 
 
 class NCutResult(NamedTuple):
@@ -38,71 +29,6 @@ class NCutResult(NamedTuple):
     eigenvectors: Float[Array, "*batch k h w"]
     eigenvalues: Float[Array, "*batch k"]
     ncut_value: Float[Array, "*batch"]
-
-
-def cut(affinity: Affinity, a: Real[Array, "h w"] | Bool[Array, "h w"]) -> Float[Array, ""]:
-    """Sum of w_ij over i in A and j not in A."""
-    a = a.astype(affinity.degree.dtype)
-    return jnp.sum(a * laplacian_product(affinity, a[None])[0])
-
-
-def assoc(
-    affinity: Affinity,
-    a: Real[Array, "h w"] | Bool[Array, "h w"],
-    b: Real[Array, "h w"] | Bool[Array, "h w"] | None = None,
-) -> Float[Array, ""]:
-    """Sum of w_ij over i in A and j in B; in V, all pixels, by default."""
-    a = a.astype(affinity.degree.dtype)
-    if b is None:
-        return jnp.sum(a * affinity.degree)
-    return jnp.sum(a * affinity_product(affinity, b.astype(a.dtype)[None])[0])
-
-
-def ncut_value(affinity: Affinity, labels: Int[Array, "h w"], num_segments: int) -> Float[Array, ""]:
-    """Sum over the segments that have pixels of cut(A, V - A) / assoc(A, V); differentiable."""
-
-    def one(j):
-        a = (labels == j).astype(affinity.degree.dtype)
-        volume = assoc(affinity, a)
-        return jnp.where(volume > 0, cut(affinity, a) / jnp.where(volume > 0, volume, 1.0), 0.0)
-
-    return jnp.sum(jax.lax.map(one, jnp.arange(num_segments)))
-
-
-def splitting_point(
-    affinity: Affinity, y: Float[Array, "h w"], num_candidates: int = 32
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The threshold of least two-way Ncut among evenly spaced ones (section 2.1 of the paper), and that Ncut.
-
-    Only pixels with edges or weight count: those outside a subgraph have degree 0.
-    """
-    inside = affinity.degree > 0
-    low, high = jnp.min(jnp.where(inside, y, jnp.inf)), jnp.max(jnp.where(inside, y, -jnp.inf))
-    even = low + (high - low) * (jnp.arange(num_candidates) + 0.5) / num_candidates
-    volume = jnp.sum(affinity.degree)
-
-    def value(t):
-        a = ((y > t) & inside).astype(y.dtype)
-        across, va = cut(affinity, a), jnp.sum(a * affinity.degree)
-        both = (va > 0) & (va < volume)
-        return jnp.where(both, across / jnp.maximum(va, 1e-20) + across / jnp.maximum(volume - va, 1e-20), jnp.inf)
-
-    values = jax.lax.map(value, even)
-    best = jnp.argmin(values)
-    return even[best], values[best]
-
-
-def is_stable(
-    y: Float[Array, "h w"], inside: Bool[Array, "h w"], *, bins: int = 20, ratio: float = 0.06
-) -> Bool[Array, ""]:
-    """Whether an eigenvector splits its segment sharply: least over greatest histogram count at most `ratio`.
-
-    Shi & Malik 2000, section 3: a vector that varies continuously fills all bins alike, and is not cut.
-    """
-    low, high = jnp.min(jnp.where(inside, y, jnp.inf)), jnp.max(jnp.where(inside, y, -jnp.inf))
-    at = jnp.clip((bins * (y - low) / jnp.maximum(high - low, 1e-20)).astype(jnp.int32), 0, bins - 1)
-    counts = jnp.zeros(bins).at[jnp.where(inside, at, 0)].add(inside.astype(jnp.float32))
-    return (counts.min() <= ratio * counts.max()) & (high > low)
 
 
 def _two_way(affinity: Affinity, inside: Array, key: PRNGKeyArray, tolerance: float) -> tuple[Array, Array, Array]:
@@ -239,21 +165,26 @@ def ncut_graph(
 def graph(
     image: Float[Array, "h w c"],
     *,
-    space: str = "rgb",
+    space: str = "lab",
     radius: float = 5.0,
-    sigma_feature: float = 0.1,
-    sigma_distance: float = 4.0,
-    sigma_contour: float | None = None,
+    sigma_feature: float = 0.4,
+    sigma_distance: float = 8.0,
+    sigma_contour: float | None = 0.1,
+    contour_scale: float | None = None,
 ) -> Affinity:
-    """The graph of an RGB image in [0, 1]; `sigma_contour` adds intervening contours to the weights."""
-    features = pixel_features(image, space=space)
-    contour = None if sigma_contour is None else contour_strength(image)
+    """The graph of an RGB image in [0, 1]; with `sigma_contour` None, without intervening contours.
+
+    `contour_scale` is that of the contours in pixels: 1.5 for an image 240 long and in proportion, at least 1,
+    unless given. The defaults are those of `experiments/bsds.py`, found on photographs 240 pixels long.
+    """
+    h, w, _ = image.shape
+    scale = max(1.0, max(h, w) / 160) if contour_scale is None else contour_scale
     return pixel_affinity(
-        features,
+        pixel_features(image, space=space),
         radius=radius,
         sigma_feature=sigma_feature,
         sigma_distance=sigma_distance,
-        contour=contour,
+        contour=None if sigma_contour is None else contour_strength(image, scale),
         sigma_contour=1.0 if sigma_contour is None else sigma_contour,
     )
 
@@ -264,11 +195,11 @@ def ncut(
     *,
     key: PRNGKeyArray | None = None,
     method: str = "k-way",
-    space: str = "rgb",
+    space: str = "lab",
     radius: float = 5.0,
-    sigma_feature: float = 0.1,
-    sigma_distance: float = 4.0,
-    sigma_contour: float | None = None,
+    sigma_feature: float = 0.4,
+    sigma_distance: float = 8.0,
+    sigma_contour: float | None = 0.1,
     num_eigenvectors: int | None = None,
     max_ncut: float = float("inf"),
     stability: bool = True,
@@ -283,6 +214,7 @@ def ncut(
       key: of the solver's start and k-means; `jax.random.key(0)` unless given.
       method: "k-way" (eigenvectors clustered) or "recursive" (two-way, the segment of least Ncut first).
       space: "rgb", "lab" (divided by 100) or "grey": what sigma_feature measures.
+      sigma_contour: the scale of intervening contours (0 to about 1); None for Shi & Malik's weights alone.
       max_ncut: recursive: no cut above this Ncut.
       stability: recursive: no cut along an eigenvector that varies smoothly (`is_stable`).
       tolerance: largest residual |D^-1/2 (D - W - lambda D) y| of an eigenpair with y^T D y = 1.

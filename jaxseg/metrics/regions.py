@@ -26,10 +26,18 @@ def contingency(a: Any, b: Any) -> Int[np.ndarray, "p q"]:
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape or a.size == 0:
         raise ValueError(f"contingency needs two label maps of one shape with pixels, got {a.shape} and {b.shape}")
-    _, a = np.unique(a.reshape(-1), return_inverse=True)
-    _, b = np.unique(b.reshape(-1), return_inverse=True)
-    q = b.max() + 1
-    return np.bincount(a * q + b, minlength=(a.max() + 1) * q).reshape(-1, q)
+    a, b = _from_zero(a), _from_zero(b)
+    q = int(b.max()) + 1
+    table = np.bincount(a * q + b, minlength=(int(a.max()) + 1) * q).reshape(-1, q)
+    return table[table.any(axis=1)][:, table.any(axis=0)]
+
+
+def _from_zero(labels: np.ndarray) -> Int[np.ndarray, "n"]:
+    """Ids that index a table: as they are where few could be unused, renumbered otherwise."""
+    flat = labels.reshape(-1)
+    if flat.min() >= 0 and flat.max() < 4096:
+        return flat.astype(np.int64)
+    return np.unique(flat, return_inverse=True)[1]
 
 
 def _overlaps(table: Int[np.ndarray, "p q"]) -> Float[np.ndarray, "p q"]:
@@ -37,27 +45,38 @@ def _overlaps(table: Int[np.ndarray, "p q"]) -> Float[np.ndarray, "p q"]:
     return table / (sizes - table)
 
 
-def covering(labels: Any, truth: Any) -> float:
-    """How well regions of `labels` cover those of `truth`: best intersection over union, weighted by size."""
-    table = contingency(labels, truth)
-    return float(_overlaps(table).max(axis=0) @ table.sum(axis=0) / table.sum())
+def _coverings(table: Int[np.ndarray, "p q"]) -> Float[np.ndarray, "q"]:
+    return _overlaps(table).max(axis=0)
 
 
-def rand_index(a: Any, b: Any) -> float:
-    """Share of pixel pairs that both put together or both put apart; 1 for a single pixel."""
-    table = contingency(a, b).astype(np.float64)
-    pairs = lambda n: (n * (n - 1) / 2).sum()  # noqa: E731
+def _rand(table: Int[np.ndarray, "p q"]) -> float:
+    pairs = lambda n: (n * (n - 1.0) / 2).sum()  # noqa: E731
     every = pairs(table.sum())
     if every == 0:
         return 1.0
     return float(1 + (2 * pairs(table) - pairs(table.sum(axis=0)) - pairs(table.sum(axis=1))) / every)
 
 
-def variation_of_information(a: Any, b: Any) -> float:
-    """H(a | b) + H(b | a), in bits (Meila 2005)."""
-    p = contingency(a, b) / np.asarray(a).size
+def _information(table: Int[np.ndarray, "p q"]) -> float:
+    p = table / table.sum()
     entropy = lambda q: -(q[q > 0] * np.log2(q[q > 0])).sum()  # noqa: E731
     return float(max(0.0, 2 * entropy(p) - entropy(p.sum(axis=0)) - entropy(p.sum(axis=1))))
+
+
+def covering(labels: Any, truth: Any) -> float:
+    """How well regions of `labels` cover those of `truth`: best intersection over union, weighted by size."""
+    table = contingency(labels, truth)
+    return float(_coverings(table) @ table.sum(axis=0) / table.sum())
+
+
+def rand_index(a: Any, b: Any) -> float:
+    """Share of pixel pairs that both put together or both put apart; 1 for a single pixel."""
+    return _rand(contingency(a, b))
+
+
+def variation_of_information(a: Any, b: Any) -> float:
+    """H(a | b) + H(b | a), in bits (Meila 2005)."""
+    return _information(contingency(a, b))
 
 
 class RegionScores(NamedTuple):
@@ -85,12 +104,13 @@ def image_scores(scales: Sequence[Any], truths: Sequence[Any]) -> ImageScores:
     """Scores of one image's segmentations, from coarse to fine or the like, against the human ones."""
     coverings, best, pri, vi = [], [], [], []
     for truth in truths:
-        tables = [_overlaps(contingency(labels, truth)).max(axis=0) for labels in scales]
-        sizes = np.unique(truth, return_counts=True)[1] / np.asarray(truth).size
-        coverings.append([float(t @ sizes) for t in tables])
-        best.append(float(np.max(tables, axis=0) @ sizes))
-        pri.append([rand_index(labels, truth) for labels in scales])
-        vi.append([variation_of_information(labels, truth) for labels in scales])
+        tables = [contingency(labels, truth) for labels in scales]
+        sizes = tables[0].sum(axis=0) / tables[0].sum()
+        covered = [_coverings(t) for t in tables]
+        coverings.append([float(c @ sizes) for c in covered])
+        best.append(float(np.max(covered, axis=0) @ sizes))
+        pri.append([_rand(t) for t in tables])
+        vi.append([_information(t) for t in tables])
     return ImageScores(np.transpose(coverings), np.array(best), np.mean(pri, axis=0), np.mean(vi, axis=0))
 
 
