@@ -15,7 +15,9 @@ import jaxseg
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from jaxseg.backbones.resnet import resnet50
 from jaxseg.backbones.vgg import vgg16_bn
+from jaxseg.cli import main
 from jaxseg.export import export_onnx, export_stablehlo, forward, run_artifact
+from jaxseg.weights import save_model
 
 RESNET = functools.partial(resnet50, depths=(1, 1, 2, 2), features=(4, 8, 12, 16))
 # the operations whose form goes by the size: transposed convolutions and crops, unpooling, resizing, adaptive pooling
@@ -78,6 +80,24 @@ def test_an_unknown_platform_is_named():
     model, variables = named("unet_small")
     with pytest.raises(ValueError, match="no platform gpu; there are cpu, cuda, tpu"):
         export_stablehlo(model, variables, platforms=("cpu", "gpu"))
+
+
+def command(*words):
+    with pytest.raises(SystemExit) as exit:
+        main([str(word) for word in words])
+    return exit.value.code
+
+
+def test_the_command_exports_a_converted_checkpoint_and_runs_it(tmp_path, capsys):
+    model, variables = named("unet_small")
+    save_model(tmp_path / "model", variables, "unet_small", 5, **MODELS["unet_small"])
+    path = tmp_path / "new" / "unet.stablehlo"
+    assert command("export", tmp_path / "model", "--out", path, "--size", "32x48", "--platforms", "cpu") == 0
+    assert "float32[n,32,48,3] -> (1, 32, 48, 5)" in capsys.readouterr().out
+    images = image(3, 32, 48)
+    close(run_artifact(path, images), jax.jit(forward(model, variables))(images))
+    assert command("export", "unet_small", "--out", path) == 2
+    assert "add --weights" in capsys.readouterr().err
 
 
 @pytest.mark.parity

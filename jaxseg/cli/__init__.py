@@ -18,6 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxseg.cli.cluster import cluster_command
     from jaxseg.cli.compile import compile_command
     from jaxseg.cli.convert import convert_command
+    from jaxseg.cli.export import export_command
     from jaxseg.cli.inspect import check_data_command, models_command
     from jaxseg.cli.stylize import stylize_command
     from jaxseg.cli.train import train_command
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         "cluster": cluster_command,
         "compile": compile_command,
         "convert": convert_command,
+        "export": export_command,
         "stylize": stylize_command,
         "models": models_command,
         "check-data": check_data_command,
@@ -43,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         run: Any = tyro.extras.subcommand_cli_from_dict
         code = run(commands, args=arguments, prog="jaxseg", description=__doc__)
-    except (ValueError, OSError, NonFiniteLoss) as error:
+    except (ValueError, OSError, ImportError, NonFiniteLoss) as error:
         if os.environ.get("JAXSEG_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -5,7 +5,6 @@ import concurrent.futures
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,19 +19,19 @@ from jaxtyping import PyTree
 from PIL import Image
 
 from jaxseg import parallel
-from jaxseg.cli.arguments import Size, bar, checked, describe, evaluation_split, nearest_model, open_split
+from jaxseg.cli.arguments import Size, bar, checked, describe, evaluation_split, open_split
 from jaxseg.cli.detect import detect_files
 from jaxseg.cli.train import placement_of
-from jaxseg.data import DataError, read_image, voc_palette
+from jaxseg.cli.trained import load_trained
+from jaxseg.data import DataError, read_image
 from jaxseg.fit import evaluate_batches, evaluation_feed
 from jaxseg.losses import cross_entropy
-from jaxseg.models import DETECTORS, MODELS, create_model
+from jaxseg.models import DETECTORS
 from jaxseg.predict import batch_predictor, sliding_predictor
 from jaxseg.report import metrics_table
 from jaxseg.runs import load_variables, model_from_config
 from jaxseg.train import TrainState, supervised
 from jaxseg.visualize import overlay, palette_image
-from jaxseg.weights import load_weights
 
 __all__ = ["Evaluate", "Predict", "evaluate_command", "predict_command"]
 
@@ -44,7 +43,7 @@ class Predict:
     """Segment photographs: for each a label map, a palette PNG and an overlay; or find and outline objects."""
 
     model: tyro.conf.Positional[str]
-    """The folder of a run, or a model's name with --weights."""
+    """The folder of a run or of a converted checkpoint, or a model's name with --weights."""
     paths: tyro.conf.Positional[tuple[pathlib.Path, ...]]
     """Images, or folders of images."""
     out: pathlib.Path
@@ -115,29 +114,6 @@ def _image_files(paths: tuple[pathlib.Path, ...]) -> list[tuple[pathlib.Path, pa
     return found
 
 
-def _trained(config: Predict) -> tuple[nn.Module, PyTree, tuple[int, int], np.ndarray]:
-    """The model, its variables, the size at which it sees images, and its palette."""
-    name, weights = config.model, config.weights
-    if weights is None:
-        if name in MODELS:
-            raise ValueError(f"{name} is a model without weights; add --weights, or name the folder of a run")
-        if not (pathlib.Path(name) / "checkpoints").is_dir():
-            near = "" if os.sep in name or pathlib.Path(name).exists() else f"; of models: {nearest_model(name)}"
-            raise FileNotFoundError(f"{name} is not the folder of a run (it holds no checkpoints){near}")
-        weights = pathlib.Path(name)
-    elif nearest_model(name) != name:
-        raise ValueError(f'no model "{name}"; did you mean "{nearest_model(name)}"? `jaxseg models` lists all')
-    elif weights.is_file():
-        model = create_model(name, config.classes)
-        return model, load_weights(weights, model), config.size or (512, 512), voc_palette(config.classes)
-    variables, trained = load_variables(weights)
-    if name in MODELS and trained["model"] != name:
-        raise ValueError(f"{weights} holds {trained['model']}, not {name}; name that model")
-    if config.size not in (None, tuple(trained["size"])):
-        raise ValueError(f"{weights} sees images at {'x'.join(map(str, trained['size']))}; leave --size out")
-    return model_from_config(trained), variables, tuple(trained["size"]), np.array(trained["palette"], np.uint8)
-
-
 def _segment(
     config: Predict, model: nn.Module, variables: PyTree, size: tuple[int, int], images: int
 ) -> tuple[Callable[[Sequence[np.ndarray]], list[np.ndarray]], int]:
@@ -205,9 +181,9 @@ def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
         if config.weights is None or not config.weights.is_file():
             raise ValueError(f"{config.model} needs --weights with a published checkpoint (.pth, .safetensors)")
         with bar("detecting") as progress:
-            skipped = detect_files(config.model, config.weights, files, config.out, progress)
-        return _report("found the objects in", files, skipped, config.out)
-    model, variables, size, palette = _trained(config)
+            unread = detect_files(config.model, config.weights, files, config.out, progress)
+        return _report("found the objects in", files, unread, config.out)
+    model, variables, size, palette = load_trained(config.model, config.weights, config.classes, config.size)
     segment, together = _segment(config, model, variables, size, len(files))
     skipped: list[str] = []
     group: list[tuple[pathlib.Path, np.ndarray]] = []

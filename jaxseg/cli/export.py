@@ -1,0 +1,65 @@
+"""`jaxseg export`: a model with its weights as one file that runs without jaxseg."""
+
+import dataclasses
+import pathlib
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+
+from jaxseg.cli.arguments import Size
+from jaxseg.cli.trained import load_trained
+from jaxseg.export import PLATFORMS, export_onnx, export_stablehlo, forward, run_artifact
+
+__all__ = ["Export", "export_command"]
+
+TOLERANCE = 1e-4  # of outputs scaled to order 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Export a model with its weights: StableHLO that jax alone runs, or ONNX; the file is run and compared."""
+
+    model: tyro.conf.Positional[str]
+    """The folder of a run or of a converted checkpoint, or a model's name with --weights."""
+    out: pathlib.Path
+    """The file; .onnx is ONNX, any other name StableHLO."""
+    weights: pathlib.Path | None = None
+    """A published checkpoint, or a folder as above."""
+    size: Size | None = None
+    """Height x width of the images; default: any that the model takes (ONNX: 512x512, or a run's)."""
+    batch: int | None = None
+    """Images at once; default: any number (ONNX: 1)."""
+    classes: int = 21
+    """Number of classes of a published checkpoint."""
+    platforms: tuple[str, ...] = PLATFORMS
+    """What a StableHLO file runs on."""
+
+
+def export_command(config: Annotated[Export, tyro.conf.arg(name="")]) -> int:
+    """Export a model with its weights, and check what was written."""
+    model, variables, trained_size, _ = load_trained(config.model, config.weights, config.classes, None)
+    size = config.size or trained_size
+    data: bytes | bytearray
+    if config.out.suffix == ".onnx":
+        data = export_onnx(model, variables, size=size, batch=config.batch or 1)
+        shape = f"float32[{config.batch or 1},{size[0]},{size[1]},3]"
+    else:
+        program = export_stablehlo(model, variables, size=config.size, batch=config.batch, platforms=config.platforms)
+        data, shape = program.serialize(), program.in_avals[0].str_short()
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    config.out.write_bytes(data)
+    images = np.random.default_rng(0).standard_normal((config.batch or 1, *size, 3), np.float32)
+    written = jax.tree.leaves(run_artifact(config.out, images))
+    ours = jax.tree.leaves(jax.jit(forward(model, variables))(images))
+    worst = max(
+        float(np.abs(a - np.asarray(b)).max() / max(1.0, float(np.std(b)))) for a, b in zip(written, ours, strict=True)
+    )
+    print(f"wrote {config.out}, {len(data) / 1e6:.1f} MB: {shape} -> {' '.join(str(x.shape) for x in written)}")
+    print(f"run on {size[0]}x{size[1]} noise, it is within {worst:.1e} of the model")
+    if not worst <= TOLERANCE:
+        raise ValueError(
+            f"{config.out} differs from the model by {worst:.1e}, more than {TOLERANCE:.0e}: do not use it"
+        )
+    return 0
