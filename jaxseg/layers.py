@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
-from jaxseg.ops.conv import conv_transpose
+from jaxseg.ops.conv import atrous_conv, conv_transpose
 from jaxseg.ops.depthwise import depthwise_conv
 
 __all__ = [
@@ -157,6 +157,7 @@ class ConvNormAct(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h2 w2 c2"]:
         pad = (self.window - 1) // 2 * self.dilation
+        conv = depthwise_conv if self.depthwise else atrous_conv if self.dilation > 1 and self.window > 1 else None
         x = nn.Conv(
             self.features,
             (self.window, self.window),
@@ -166,7 +167,7 @@ class ConvNormAct(nn.Module):
             feature_group_count=self.features if self.depthwise else 1,
             use_bias=self.norm is None,
             kernel_init=self.kernel_init,
-            conv_general_dilated=depthwise_conv if self.depthwise else None,
+            conv_general_dilated=conv,
             dtype=self.dtype,
             name="conv",
         )(x)

@@ -4,9 +4,9 @@
 
 Needs the parity extra. Prints medians, their spread (half the distance between the quartiles), images a second
 and the ratio to PyTorch (below 1: jaxseg is faster); compile time apart. The train step is the same work in
-both: train mode, cross-entropy, gradients, SGD with momentum. `update` is jaxseg's own `supervised` update,
-which besides normalises uint8 images and scores mIoU and the gradient's norm. `--json FILE` adds the rows to
-FILE.
+both: train mode, cross-entropy (and 0.4 of that of auxiliary logits), gradients, SGD with momentum. `update` is
+jaxseg's own `supervised` update, which besides normalises uint8 images and scores mIoU and the gradient's norm.
+`--json FILE` adds the rows to FILE.
 
 On a machine that others use, wall time compares the two thread pools' patience more than the programs:
 `--threads 1 --clock cpu` counts the processor time of one thread, which hardly depends on the neighbours.
@@ -47,6 +47,7 @@ class Config:
     batch: int = 4
     num_classes: int = 11
     dtype: Literal["float32", "bfloat16"] = "float32"  # of compute, in both; parameters are float32
+    tasks: tuple[Literal["forward", "train"], ...] = ("forward", "train")
     rounds: int = 7
     threads: int = 0  # for each of the two; 0: as many as this process may use
     clock: Literal["wall", "cpu"] = "wall"
@@ -86,7 +87,10 @@ class Jaxseg:
                     rngs={"dropout": key},
                     mutable=["batch_stats"],
                 )
-                return cross_entropy(output.logits, labels), model_state
+                value = cross_entropy(output.logits, labels)
+                if output.aux_logits is not None:
+                    value += 0.4 * cross_entropy(output.aux_logits, labels)
+                return value, model_state
 
             (value, model_state), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -98,9 +102,12 @@ class Jaxseg:
         state = TrainState(jnp.int32(0), params, model_state, optimizer.init(params), None)
         key = jax.random.key(1)
         self.compile_seconds: dict[str, float] = {}
-        forward = self._compile("forward", functools.partial(model.apply, train=False), (), variables, self.images)
-        train = self._compile("train", step, 0, state, self.images, self.labels, key)
-        update = self._compile("update", fns.update, 0, state, batch, key)
+        forward: Any = self._compile("forward", functools.partial(model.apply, train=False), (), variables, self.images)
+        train: Any = None
+        update: Any = None
+        if "train" in config.tasks:
+            train = self._compile("train", step, 0, state, self.images, self.labels, key)
+            update = self._compile("update", fns.update, 0, state, batch, key)
         states = {"train": jax.tree.map(jnp.copy, state), "update": jax.tree.map(jnp.copy, state)}
 
         def run(name: str, f: Callable, *args: Any) -> None:
@@ -135,8 +142,14 @@ def torch_calls(model: torch.nn.Module, ours: Jaxseg, config: Config) -> dict[st
         model.train()
         optimizer.zero_grad(set_to_none=True)
         with dtype:
-            logits = model(images)
-        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+            output = model(images)
+        output = output if isinstance(output, dict) else {"out": output}
+        loss = sum(
+            weight * torch.nn.functional.cross_entropy(output[name].float(), labels)
+            for name, weight in (("out", 1.0), ("aux", 0.4))
+            if name in output
+        )
+        loss.backward()
         optimizer.step()
 
     return {"forward": forward, "train": train}
@@ -178,7 +191,7 @@ def measure(name: str, config: Config) -> list[dict[str, Any]]:
         except Exception as error:  # the compiler raises its own, a missing C++ compiler among them
             unavailable = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:100]}"
     rows = []
-    for task in ("forward", "train"):
+    for task in config.tasks:
         calls = {"jaxseg": ours.calls[task], **{f"torch {k}": peer[task] for k, peer in peers.items()}}
         if task == "train":
             calls["jaxseg update"] = ours.calls["update"]
@@ -251,10 +264,10 @@ def main(config: Config) -> None:
     rows = []
     for name in config.models:
         rows += measure(name, config)
-        show(rows[-2:])
+        show(rows[-len(config.tasks) :])
         if config.json is not None:  # after each model: the next may not fit in memory
             kept = json.loads(config.json.read_text()) if config.json.exists() else []
-            kept += [{**row, **facts()} for row in rows[-2:]]
+            kept += [{**row, **facts()} for row in rows[-len(config.tasks) :]]
             config.json.write_text(json.dumps(kept, indent=1) + "\n")
 
 

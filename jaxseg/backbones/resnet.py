@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.layers import BatchNorm
+from jaxseg.ops.conv import atrous_conv
 from jaxseg.ops.pooling import max_pool
 
 __all__ = [
@@ -40,6 +41,7 @@ def _conv(
         feature_group_count=groups,
         use_bias=False,
         kernel_init=he_init,
+        conv_general_dilated=atrous_conv if dilation > 1 and stride == groups == 1 else None,
         dtype=block.dtype,
         name=name,
         parent=block,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.layers import BatchNorm, Dropout
+from jaxseg.ops.conv import atrous_conv
 from jaxseg.ops.pooling import adaptive_average_pool, dense_max_pool, max_pool, max_pool_with_indices
 
 __all__ = [
@@ -114,6 +115,7 @@ def _stage(vgg: VGG, x: Array, *, stage: int, dilation: int, train: bool) -> lis
             padding="REFLECT" if vgg.reflect else [(pad, pad)] * 2,
             kernel_dilation=dilation,
             kernel_init=he_init,
+            conv_general_dilated=atrous_conv if dilation > 1 else None,
             dtype=vgg.dtype,
             name=f"conv{stage}_{i}",
             parent=vgg,

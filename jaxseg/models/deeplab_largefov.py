@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from jaxseg.backbones.vgg import VGG, vgg16
 from jaxseg.layers import Dropout, at_least_float32
 from jaxseg.models.output import SegmentationOutput
+from jaxseg.ops.conv import atrous_conv
 from jaxseg.ops.pooling import max_pool
 from jaxseg.ops.resize import resize_bilinear
 
@@ -49,6 +50,7 @@ class DeepLabLargeFOV(nn.Module):
                 padding=[((window - 1) // 2 * rate,) * 2] * 2,
                 kernel_dilation=rate,
                 kernel_init=he_init,
+                conv_general_dilated=atrous_conv if rate > 1 else None,
                 dtype=self.dtype,
                 name=name,
             )(x)

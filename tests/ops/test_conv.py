@@ -1,4 +1,4 @@
-"""conv_transpose in both its forms against jax.lax.conv_transpose, and under every transformation that jaxseg uses."""
+"""Convolutions in both their forms against XLA's own, and under every transformation that jaxseg uses."""
 
 import functools
 
@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxseg.layers import ConvTranspose
-from jaxseg.ops.conv import conv_transpose, fully_connected_conv
+from jaxseg.ops.conv import atrous_conv, conv_transpose, fully_connected_conv
 from jaxseg.parallel import make_mesh
 
 # kernel, strides, padding: U-Net's, FCN's, PyTorch's DCGAN, and what divides badly
@@ -116,3 +116,50 @@ def test_under_vmap_pmap_a_mesh_and_export():
         jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, h, w, 3"), jnp.float32), w
     )
     np.testing.assert_allclose(exported.call(x, w), y, atol=1e-5)
+
+
+def with_holes(x, kernel, padding, dilation):
+    dims = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, rhs_dilation=dilation, dimension_numbers=dims)
+
+
+# padding and dilation: ResNet's, ASPP's on features smaller than its rate, none, and what is not symmetrical
+@pytest.mark.parametrize(
+    ("window", "padding", "dilation"),
+    [
+        ((3, 3), ((2, 2), (2, 2)), (2, 2)),
+        ((3, 3), ((6, 6), (6, 6)), (6, 6)),
+        ((3, 3), ((0, 0), (0, 0)), (2, 3)),
+        ((2, 5), ((3, 0), (1, 7)), (3, 1)),
+    ],
+)
+def test_atrous_conv_is_xlas(window, padding, dilation):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 5, 8, 3), np.float32))
+    kernel = jnp.asarray(rng.standard_normal((*window, 3, 4), np.float32))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def everything(f, x, kernel):
+        gradient = jax.grad(lambda x, kernel: jnp.sin(f(x, kernel)).sum(), (0, 1))
+        return f(x, kernel), gradient(x, kernel)
+
+    def ours(x, kernel):
+        return atrous_conv(x, kernel, (1, 1), padding, rhs_dilation=dilation)
+
+    def theirs(x, kernel):
+        return with_holes(x, kernel, padding, dilation)
+
+    for a, b in zip(*(jax.tree.leaves(everything(f, x, kernel)) for f in (ours, theirs)), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * max(1, np.abs(b).max()))
+    half = ours(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), ours(x, kernel), rtol=0.02, atol=0.1)
+
+
+def test_atrous_conv_refuses_what_it_is_not():
+    x, kernel = jnp.zeros((1, 4, 4, 2)), jnp.zeros((3, 3, 2, 2))
+    with pytest.raises(ValueError, match=r"no strides or groups, got \(1, 1\) and 2"):
+        atrous_conv(x, kernel, (1, 1), ((2, 2), (2, 2)), rhs_dilation=(2, 2), feature_group_count=2)
+    with pytest.raises(ValueError, match=r"no strides or groups, got \(2, 2\) and 1"):
+        atrous_conv(x, kernel, (2, 2), ((2, 2), (2, 2)), rhs_dilation=(2, 2))
