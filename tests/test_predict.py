@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg.models import SegmentationOutput, create_model
 from jaxseg.metrics import segmentation_scores
+from jaxseg.models import SegmentationOutput, create_model
 from jaxseg.predict import batch_predictor, labels_at, overlap_tile, predictor, score
 from jaxseg.visualize import colorize, overlay, palette_image, save_panels
 
