@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxseg.metrics import segmentation_scores
 from jaxseg.models import SegmentationOutput, create_model
-from jaxseg.predict import labels_at, overlap_tile, predictor
+from jaxseg.predict import batch_predictor, labels_at, overlap_tile, predictor, score
 from jaxseg.visualize import colorize, overlay, palette_image, save_panels
 
 
@@ -58,6 +59,44 @@ def test_any_photograph_gives_labels_of_its_own_size(size):
     assert labels.shape == size
     truth = image[..., 0] // 255
     assert (labels == truth).mean() > 0.95
+
+
+def test_a_batch_gives_what_each_image_gives_alone():
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in ((40, 60), (64, 64), (9, 3))]
+    together, alone = batch_predictor(Brightness(), {}, (64, 64), 4), predictor(Brightness(), {}, (64, 64))
+    for got, image in zip(together(images), images, strict=True):
+        np.testing.assert_array_equal(got, alone(image))
+    with pytest.raises(ValueError, match="takes 1 to 4 images at once, got 5"):
+        together(images[:1] * 5)
+
+
+def test_scores_on_a_source_are_those_of_its_pixels():
+    rng = np.random.default_rng(0)
+    labels = [rng.choice([0, 1, 2, 255], size).astype(np.int32) for size in ((5, 6), (7, 3))]
+    found = [rng.integers(0, 3, label.shape).astype(np.int32) for label in labels]
+
+    class Pairs:
+        class_names, num_classes, palette = ("a", "b", "c"), 3, np.zeros((3, 3), np.uint8)
+
+        def __len__(self):
+            return len(labels)
+
+        def __getitem__(self, index):
+            return {"image": np.full((*labels[index].shape, 3), index, np.uint8), "label": labels[index]}
+
+        def name(self, index):
+            return str(index)
+
+    told = []
+    scores = score(lambda image: found[image[0, 0, 0]], Pairs(), lambda *done: told.append(done))
+    confusion = np.zeros((3, 3), int)
+    for label, guess in zip(labels, found, strict=True):
+        np.add.at(confusion, (label[label != 255], guess[label != 255]), 1)
+    want = segmentation_scores(confusion)
+    np.testing.assert_allclose(scores["miou"], want.miou)
+    np.testing.assert_allclose([scores[f"iou/{k}"] for k in range(3)], want.iou_per_class)
+    assert told == [(1, 2), (2, 2)]
 
 
 def test_valid_unet_covers_every_pixel_in_tiles():

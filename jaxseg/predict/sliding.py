@@ -52,11 +52,11 @@ def _window_rows(
         if scores.shape[:2] != window:
             raise ValueError(f"windows of {window} gave scores of {scores.shape[:2]}; resize them within `apply`")
         if x == 0:
-            kept, held = held, np.zeros((window[0], full_w, scores.shape[-1]), np.float32)
-            if kept is not None:
-                held[: len(kept)] = kept
+            room = np.zeros((window[0], full_w, scores.shape[-1]), np.float32)
+            if held is not None:
+                room[: len(held)] = held
+            held = room
             rows_cover[y : y + window[0]] += 1
-            del kept
         assert held is not None
         held[:, x : x + window[1]] += scores
         del scores
@@ -65,7 +65,7 @@ def _window_rows(
                 end = min(r + PIECE, top + h, ends[y])
                 count = rows_cover[r:end, None] * columns_cover[left : left + w]
                 yield held[r - y : end - y, left : left + w] / count[..., None]
-            held = held[ends[y] - y :].copy()
+            held = room = held[ends[y] - y :].copy()  # and no name is left for the rest
             yield np.zeros((0, w, held.shape[-1]), np.float32)
 
 
@@ -98,7 +98,8 @@ def _scored(
             windows = np.stack([image[y : y + window[0], x : x + window[1]] for y, x in filled])
             running.append((now, apply(windows)))
         if start >= ahead * batch and running:
-            yield from zip(*(np.asarray(x) if i else x for i, x in enumerate(running.popleft())), strict=False)
+            done, scores = running.popleft()
+            yield from zip(done, np.asarray(scores), strict=False)
 
 
 def _resized_rows(
