@@ -49,7 +49,7 @@ class AdversarialLoss:
 
 
 PROGAN_LOSS = AdversarialLoss("wgan-gp", 10.0, drift=0.001)
-STYLEGAN_LOSS = AdversarialLoss("r1", 10.0, ema_half_life=10_000)
+STYLEGAN_LOSS = AdversarialLoss("r1", 10.0, ema_half_life=10_000.0)
 
 
 def _keys(key: jax.Array, n: int) -> jax.Array:
