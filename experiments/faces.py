@@ -7,9 +7,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from PIL import Image
 
 from jaxseg.data import PictureSource, pictures
@@ -94,6 +96,50 @@ def reals(source: PictureSource, count: int, seed: int) -> np.ndarray:
     return np.stack([source[int(i)]["image"] for i in order])
 
 
+class FaceClassifier(nn.Module):
+    """Three convolutions and a mean: enough to say whose face it is at 16x16."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images):
+        x = images.astype(jnp.float32) / 127.5 - 1
+        for features in (32, 64, 64):
+            x = nn.relu(nn.Conv(features, (3, 3), strides=2 if features > 32 else 1)(x))
+        return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+
+
+def agreement(source: PictureSource, made: np.ndarray, asked: np.ndarray, steps: int = 600) -> dict[str, float]:
+    """How often a classifier of the reals gives made images the class that was asked for, and held-out reals theirs."""
+    order = np.random.default_rng(0).permutation(len(source))
+    images, classes = np.stack([source[int(i)]["image"] for i in order]), np.array(source.classes)[order]
+    held_out = len(order) // 5
+    model, optimizer = FaceClassifier(source.num_classes), optax.adam(1e-3)
+    params = model.init(jax.random.key(0), jnp.zeros((1, *made.shape[1:])))
+
+    @jax.jit
+    def step(params, state, x, y):
+        def loss(params):
+            return optax.softmax_cross_entropy_with_integer_labels(model.apply(params, x), y).mean()
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    state, rng = optimizer.init(params), np.random.default_rng(1)
+    for _ in range(steps):
+        pick = rng.integers(held_out, len(order), 64)
+        params, state = step(params, state, images[pick], classes[pick])
+    predict = jax.jit(lambda x: model.apply(params, x).argmax(-1))
+    share = lambda x, y: float(np.mean(np.asarray(predict(x)) == y))  # noqa: E731
+    largest = np.bincount(classes).max() / len(classes)
+    return {
+        "agreement_of_made": share(made, asked),
+        "accuracy_on_reals": share(images[:held_out], classes[:held_out]),
+        "chance_of_made": 1 / source.num_classes,
+        "share_of_largest_class": float(largest),
+    }
+
+
 def train_faces(config: Faces, kind: str, loss: AdversarialLoss, **fields: Any) -> dict[str, Any]:
     """Grows a generator and leaves grids with fixed latents, and `results.json` with a distance for each stage."""
     source_of = functools.cache(lambda size: pictures(config.data, size))
@@ -145,6 +191,9 @@ def train_faces(config: Faces, kind: str, loss: AdversarialLoss, **fields: Any) 
             f"{config.resolution}x{config.resolution} {distance}; of other reals {floor}",
             flush=True,
         )
+        if classes and stage.resolution == config.resolution:
+            results["conditioning"] = agreement(source, made, labels)
+            print(results["conditioning"], flush=True)
         (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
     described = {"model": f"{kind}_generator", **shape, "fields": fields, "classes": list(source.class_names)}

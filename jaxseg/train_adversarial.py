@@ -49,7 +49,7 @@ class AdversarialLoss:
 
 
 PROGAN_LOSS = AdversarialLoss("wgan-gp", 10.0, drift=0.001)
-STYLEGAN_LOSS = AdversarialLoss("r1", 10.0, ema_half_life=10_000)
+STYLEGAN_LOSS = AdversarialLoss("r1", 10.0, ema_half_life=10_000.0)
 
 
 def _keys(key: jax.Array, n: int) -> jax.Array:
@@ -57,12 +57,14 @@ def _keys(key: jax.Array, n: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, example_index(n))
 
 
-def _reals(key: jax.Array, images: Array, fade: Array, mirror: bool) -> Float[Array, "n h w 3"]:
+def _reals(key: jax.Array, images: Array, fade: Array | None, mirror: bool) -> Float[Array, "n h w 3"]:
     """Reals in [-1, 1], mirrored at random, and as blurred as the generator's at this point of the fade."""
     x = jnp.asarray(images, jnp.float32) / 127.5 - 1
     if mirror:
         turned = jax.vmap(jax.random.bernoulli)(_keys(key, x.shape[0]))
         x = jnp.where(turned[:, None, None, None], x[:, :, ::-1], x)
+    if fade is None:
+        return x
     return fade * x + (1 - fade) * resize_nearest(average_pool(x), (x.shape[1], x.shape[2]))
 
 
@@ -102,7 +104,9 @@ def adversarial(
     def latents(key: jax.Array, n: int) -> Float[Array, "n z"]:
         return jax.vmap(lambda k: jax.random.normal(k, (latent_features,)))(_keys(key, n))
 
-    def generate(variables: PyTree, key: jax.Array, labels: Array | None, n: int, fade: Array) -> tuple[Array, PyTree]:
+    def generate(
+        variables: PyTree, key: jax.Array, labels: Array | None, n: int, fade: Array | None
+    ) -> tuple[Array, PyTree]:
         z_key, noise_key, mixing_key = jax.random.split(key, 3)
         return generator.apply(
             variables,
@@ -115,7 +119,7 @@ def adversarial(
             mutable=["w_average"],
         )
 
-    def judge(params: PyTree, images: Array, labels: Array | None, fade: Array) -> Any:
+    def judge(params: PyTree, images: Array, labels: Array | None, fade: Array | None) -> Any:
         extra = (labels,) if labelled else ()
         return discriminator.apply({"params": params}, images, *extra, stage=stage, fade=fade, train=True)
 
@@ -143,7 +147,7 @@ def adversarial(
     def update(state: TrainState, batch: PyTree, key: jax.Array) -> tuple[TrainState, PyTree]:
         n = batch["image"].shape[0]
         images_a_step = batch_sum(jnp.float32(n))
-        fade = jnp.minimum(state.step * images_a_step / fade_images, 1.0) if fade_images else jnp.float32(1)
+        fade = jnp.minimum(state.step * images_a_step / fade_images, 1.0) if fade_images else None
         real_key, d_key, g_key, penalty_key = jax.random.split(key, 4)
         reals = _reals(real_key, batch["image"], fade, loss.mirror)
         labels: Any = jnp.asarray(batch["class"], jnp.int32) if conditional else None
@@ -199,13 +203,13 @@ def adversarial(
         averages: Any = state.ema_params
         ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, averages["generator"], params["generator"])
         model_state = {**state.model_state, "generator": {**frozen, **changed}}
-        metrics = {**metrics, "generator_loss": value, "fade": fade}
+        metrics = {**metrics, "generator_loss": value, "fade": jnp.float32(1) if fade is None else fade}
         return TrainState(state.step + 1, params, model_state, opt_state, {"generator": ema}), metrics
 
     def evaluate(state: TrainState, batch: PyTree) -> PyTree:
         reals = jnp.asarray(batch["image"], jnp.float32) / 127.5 - 1
         labels = jnp.asarray(batch["class"], jnp.int32) if conditional else None
-        scores = judge(state.params["discriminator"], reals, labels, jnp.float32(1)).score
+        scores = judge(state.params["discriminator"], reals, labels, None).score
         return batch_sum({"score_real": scores.sum(), "examples": jnp.float32(scores.size)})
 
     def summarize(sums: Mapping[str, Any]) -> dict[str, float]:

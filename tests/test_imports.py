@@ -23,6 +23,7 @@ MAY = {
     "checkpoint": set(),
     "runlog": set(),
     "train": {"ops", "losses", "metrics", "data"},
+    "control": set(),
     "train_style": {"ops", "losses", "train"},
     "train_adversarial": {"ops", "losses", "train"},
     "grow": {"checkpoint", "data", "fit", "parallel", "train", "train_adversarial"},

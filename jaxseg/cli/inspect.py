@@ -52,6 +52,7 @@ def _cost(model: nn.Module, size: tuple[int, int]) -> tuple[int, float, tuple[in
         except ValueError:
             continue
         count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+        shape = (model.resolution, model.resolution) if hasattr(model, "resolution") else shape
         lowered = jax.jit(functools.partial(model.apply, train=False)).lower(variables, *inputs)
         return count, (lowered.cost_analysis() or {}).get("flops", float("nan")), shape
     raise ValueError(f"{type(model).__name__} takes neither {size} nor 512x512 nor 572x572; choose another --size")

@@ -19,7 +19,7 @@ def _smooth(x: Float[np.ndarray, "n h w c"], gain: float = 1.0) -> Float[np.ndar
     return x
 
 
-def laplacian_pyramid(images: UInt8[np.ndarray, "n h w c"], least: int = 16) -> list[Float[np.ndarray, "n h w c"]]:
+def laplacian_pyramid(images: UInt8[np.ndarray, "n h w c"], least: int = 16) -> list[Float[np.ndarray, "n _ _ c"]]:
     """Differences between an image and its smoothed half, doubled again; the last level is the image itself."""
     levels = [images.astype(np.float32)]
     while min(levels[-1].shape[1:3]) // 2 >= least:
@@ -46,7 +46,7 @@ def _patches(x: np.ndarray, size: int, count: int, rng: np.random.Generator) -> 
 
 def sliced_wasserstein(
     images: UInt8[np.ndarray, "n h w c"],
-    reals: UInt8[np.ndarray, "n h w c"],
+    reals: UInt8[np.ndarray, "m h2 w2 c"],
     *,
     seed: int,
     least: int = 16,

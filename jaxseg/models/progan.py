@@ -32,8 +32,8 @@ Fade = float | Float[Array, ""] | None
 class DiscriminatorOutput:
     """Float32 scores `[n]`, high for reals, and logits `[n, k]` of the auxiliary classifier, if there is one."""
 
-    score: Float[Array, "n"]
-    class_logits: Float[Array, "n k"] | None = None
+    score: Any
+    class_logits: Any = None
 
 
 def check_resolution(resolution: int, what: str) -> int:

@@ -36,13 +36,13 @@ def outputs(name, resolution, classes):
     label = torch.eye(classes)[torch.tensor(np.asarray(labels_of(classes)))] if classes else None
     options = {} if name == "progan_discriminator" else {"label": label}
     if name.endswith("generator"):
-        z = torch.tensor(latents())
+        z = torch.tensor(np.asarray(latents()))
         truncation = {"trunc_psi": 0.7, "trunc_layers": 8} if name.startswith("style") else {}
         with torch.no_grad():
             yield "image", built(z, **options, **truncation)["image"]
             yield "faded", built(z, **options, lod=0.7)["image"]
         return
-    x = torch.tensor(images_of(resolution)).permute(0, 3, 1, 2).requires_grad_()
+    x = torch.tensor(np.asarray(images_of(resolution))).permute(0, 3, 1, 2).requires_grad_()
     y = built(x, **options)
     (gradient,) = torch.autograd.grad(y[:, 0].sum(), x, create_graph=True)
     penalty = gradient.square().sum((1, 2, 3)).mean()

@@ -11,6 +11,7 @@ from golden.named import value
 
 import jaxseg
 from jaxseg.models import model_source
+from jaxseg.models.configurations import CONFIGURATIONS
 from jaxseg.models.stylegan import mix_styles
 from jaxseg.weights import WeightsMismatch, from_genforce, load_weights, save_weights, to_genforce
 from jaxseg.weights.genforce import blank_variables
@@ -54,11 +55,11 @@ def run(name, resolution=16, classes=0, stage=None, **fields):
 
 
 def latents(n=4):
-    return np.random.default_rng(0).standard_normal((n, 512), np.float32)
+    return jnp.asarray(np.random.default_rng(0).standard_normal((n, 512), np.float32))
 
 
 def images_of(resolution, n=4):
-    return np.random.default_rng(1).standard_normal((n, resolution, resolution, 3), np.float32)
+    return jnp.asarray(np.random.default_rng(1).standard_normal((n, resolution, resolution, 3), np.float32))
 
 
 def labels_of(classes, n=4):
@@ -205,8 +206,9 @@ def test_truncation_and_given_styles():
     model, variables = case("stylegan_generator")
     synthesize = jax.jit(functools.partial(model.apply, method="synthesize", train=False))
     w = model.apply(variables, latents(), method="map")
+    # a + (w - a) rounds where w is whole, and instance norms pass a relative 1e-6 on as 1e-4
     generate = run("stylegan_generator")
-    np.testing.assert_allclose(synthesize(variables, w), generate(latents(), truncation_psi=1.0), atol=1e-5)
+    np.testing.assert_allclose(synthesize(variables, w), generate(latents(), truncation_psi=1.0), atol=3e-4)
     mean = jnp.broadcast_to(variables["w_average"]["mean"], w.shape)
     np.testing.assert_allclose(synthesize(variables, mean), generate(latents(), truncation_psi=0.0), atol=1e-5)
     first = model.apply(variables, jnp.stack([w] * model.layers, 1), 0.5, 2, method="truncate")
@@ -241,12 +243,12 @@ def test_training_mixes_an_image_at_a_time_and_follows_w():
     def train(key, share):
         mixed = model.clone(mixing=share)
         rngs = {"noise": jax.random.key(5), "mixing": key}
-        return mixed.apply(variables, latents(), rngs=rngs, train=True, mutable=["w_average"])
+        return mixed.apply(variables, latents(16), rngs=rngs, train=True, mutable=["w_average"])
 
     (half, state), (never, _) = train(jax.random.key(0), 0.5), train(jax.random.key(0), 0.0)
     changed = np.abs(np.asarray(half - never)).max((1, 2, 3)) > 1e-3
-    assert 0 < changed.sum() < 4
-    w = model.apply(variables, latents(), method="map")
+    assert 0 < changed.sum() < 16
+    w = model.apply(variables, latents(16), method="map")
     old = variables["w_average"]["mean"]
     np.testing.assert_allclose(state["w_average"]["mean"], 0.75 * old + 0.25 * w.mean(0), rtol=1e-4, atol=1e-5)
     a, b = jnp.zeros((3, 4, 2)), jnp.ones((3, 4, 2))
@@ -308,3 +310,21 @@ def test_bad_input_is_named(name, fields, inputs, options, said):
     model = jaxseg.create_model(name, **{"resolution": 16, **NARROW, **fields})
     with pytest.raises(ValueError, match=said):
         jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), *inputs, **options, train=False))
+
+
+def test_the_papers_configurations_are_values():
+    """Each changes what its row of Table 1 says, and nothing else."""
+    paths = {}
+    for letter, configuration in CONFIGURATIONS.items():
+        model = configuration.generator(resolution=16, **NARROW)
+        names = ("/".join(key.key for key in p) for p, _ in jax.tree_util.tree_leaves_with_path(blank_variables(model)))
+        paths[letter] = {name for name in names if name.startswith("params")}
+        critic = configuration.discriminator(resolution=16, **NARROW)
+        assert (configuration.loss == "wgan-gp") == (not critic.blur) == (letter == "A")
+    assert paths["A"] - paths["B"] == {f"params/conv_{size}_0/bias" for size in (8, 16)}  # before the filter: after it
+    assert paths["C"] - paths["D"] == {"params/synthesis/dense/kernel"}
+    assert paths["D"] - paths["C"] == {"params/synthesis/const"}
+    assert {name.rsplit("/", 1)[1] for name in paths["E"] - paths["D"]} == {"noise_strength"}
+    assert paths["D"] < paths["E"] == paths["F"]
+    mixing = [CONFIGURATIONS[letter].generator(resolution=16).mixing for letter in "EF"]
+    assert mixing == [0.0, 0.9]

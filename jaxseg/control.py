@@ -1,0 +1,138 @@
+"""Controllable generation with a generator trained without labels: directions in latent space, and projection.
+
+A label-free generator is controlled by moving its noise vector, or w; a conditional one takes a class vector.
+Latents are rows `[n, d]`: z, w, or w+ with its layers flattened.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+__all__ = ["Direction", "edit", "follow_gradient", "linear_direction", "orthogonal_to", "project"]
+
+
+class Direction(NamedTuple):
+    """A unit vector, and the share of held-out latents on the side of its plane that their scores say."""
+
+    vector: Float[np.ndarray, "d"]
+    accuracy: float
+
+
+def linear_direction(
+    latents: Float[np.ndarray, "n d"], scores: Float[np.ndarray, "n"], *, share: float = 0.02, seed: int
+) -> Direction:
+    """The unit normal of a linear SVM between the latents with the highest and lowest attribute scores.
+
+    InterFaceGAN (Shen et al. 2020, section 3.2): `share` of the latents at either end, of which 70 % train the
+    SVM. Needs scikit-learn. Raises ValueError where that leaves fewer than 10 at an end, or scores that are
+    all equal.
+    """
+    from sklearn.svm import LinearSVC
+
+    latents, scores = np.asarray(latents, np.float64), np.asarray(scores, np.float64)
+    count = int(len(latents) * share)
+    if latents.ndim != 2 or scores.shape != (len(latents),):
+        raise ValueError(f"linear_direction takes latents (n, d) and scores (n,), got {latents.shape}, {scores.shape}")
+    if count < 10:
+        raise ValueError(f"{share:.1%} of {len(latents)} latents is {count} at either end; draw more, or raise `share`")
+    if np.ptp(scores) == 0:
+        raise ValueError("all scores are equal: the attribute tells nothing apart")
+    order = np.random.default_rng(seed).permutation(count)
+    by_score = np.argsort(scores, kind="stable")
+    train, held_out = order[: int(0.7 * count)], order[int(0.7 * count) :]
+    low, high = latents[by_score[:count]], latents[by_score[-count:]]
+    sides = np.repeat([0, 1], len(train))
+    machine = LinearSVC(max_iter=10_000, random_state=seed).fit(np.concatenate([low[train], high[train]]), sides)
+    accuracy = np.mean([*(machine.predict(low[held_out]) == 0), *(machine.predict(high[held_out]) == 1)])
+    vector = machine.coef_[0]
+    return Direction(vector / np.linalg.norm(vector), float(accuracy))
+
+
+def orthogonal_to(vector: Float[np.ndarray, "d"], others: Sequence[Float[np.ndarray, "d"]]) -> Float[np.ndarray, "d"]:
+    """The unit vector nearest to `vector` along which the attributes of `others` stay (the same, section 3.3).
+
+    Raises ValueError where `vector` lies in the span of the others.
+    """
+    basis = np.linalg.svd(np.stack(others), full_matrices=False)
+    span = basis.Vh[1e-6 * basis.S[0] < basis.S]
+    rest = vector - span.T @ (span @ vector)
+    if np.linalg.norm(rest) < 1e-6 * np.linalg.norm(vector):
+        raise ValueError("the direction lies in the span of those that should stay: nothing is left of it")
+    return rest / np.linalg.norm(rest)
+
+
+def edit(
+    latents: Float[Array, "n d"], vector: Float[np.ndarray, "d"], steps: Sequence[float | int] = (-3, -1.5, 0, 1.5, 3)
+) -> Float[Array, "s n d"]:
+    """The latents moved along `vector`, for each of `steps`: the columns of a strip."""
+    return latents[None] + jnp.asarray(steps, jnp.float32)[:, None, None] * jnp.asarray(vector, jnp.float32)
+
+
+def follow_gradient(
+    logits: Callable[[Array], Float[Array, "n k"]],
+    latents: Float[Array, "n d"],
+    target: int,
+    *,
+    steps: int = 50,
+    rate: float = 0.1,
+    penalty: float = 1.0,
+) -> Float[Array, "n d"]:
+    """Latents moved up the gradient of one attribute's logit while the others are held.
+
+    `logits` maps latents to attribute logits, through generator and classifier. Each step ascends
+    logit[target] - penalty * sum over the others of (logit - its value at the start)^2, along the normalised
+    gradient of each latent, `rate` long.
+    """
+    start = logits(latents)
+    if not 0 <= target < start.shape[-1]:
+        raise ValueError(f"target is one of {start.shape[-1]} attributes, 0 to {start.shape[-1] - 1}, got {target}")
+    others = jnp.arange(start.shape[-1]) != target
+
+    def gain(x: Array) -> Array:
+        now = logits(x)
+        return jnp.sum(now[:, target]) - penalty * jnp.sum(jnp.square(now - start) * others)
+
+    def step(_: Any, x: Array) -> Array:
+        gradient = jax.grad(gain)(x)
+        norm = jnp.linalg.norm(gradient, axis=-1, keepdims=True)
+        return x + rate * gradient / jnp.maximum(norm, 1e-12)
+
+    return jax.lax.fori_loop(0, steps, step, latents)
+
+
+def project(
+    synthesize: Callable[[Array], Array],
+    images: Float[Array, "n h w c"],
+    start: Any,
+    *,
+    features: Callable[[Array], Any] = lambda images: images,
+    steps: int = 300,
+    rate: float = 0.05,
+) -> tuple[Any, Float[Array, "steps"]]:
+    """The latents whose images are nearest to `images`, from `start`, and the loss of each step.
+
+    `start` and `synthesize`'s argument are w `[n, w]` or w+ `[n, layers, w]`. The loss is the mean squared
+    difference of each of `features` (of images by default, or of a perceptual network), each mean over its
+    own size; Adam, whose rate falls to zero along a cosine.
+    """
+    wanted = features(images)
+
+    def loss(x: Any) -> Array:
+        pairs = zip(jax.tree.leaves(features(synthesize(x))), jax.tree.leaves(wanted), strict=True)
+        return jnp.sum(jnp.stack([jnp.mean(jnp.square(a - b)) for a, b in pairs]))
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+    def step(carry: tuple[Any, Any], _: Any) -> tuple[tuple[Any, Any], Array]:
+        x, state = carry
+        value, gradient = jax.value_and_grad(loss)(x)
+        updates, state = optimizer.update(gradient, state)
+        return (optax.apply_updates(x, updates), state), value
+
+    (found, _), losses = jax.lax.scan(step, (start, optimizer.init(start)), None, length=steps)
+    return found, losses

@@ -1,0 +1,82 @@
+"""Metrics of generated images on features of any network: FID, Inception score, precision and recall.
+
+Features are rows: 2048 of Inception-v3's last pooling for the published FID and, of VGG-16's fc7, for precision
+and recall. These functions know no network: a number is comparable only with numbers on the same features.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+from jaxtyping import Float
+
+__all__ = ["PrecisionRecall", "frechet_distance", "inception_score", "precision_recall"]
+
+
+class PrecisionRecall(NamedTuple):
+    """Shares of images that lie among reals, and of reals that lie among images."""
+
+    precision: float
+    recall: float
+
+
+def _rows(*sets: np.ndarray, least: int) -> list[np.ndarray]:
+    found = [np.asarray(rows, np.float64) for rows in sets]
+    for rows in found:
+        if rows.ndim != 2 or len(rows) < least or rows.shape[1] != found[0].shape[1]:
+            shapes = " and ".join(str(r.shape) for r in found)
+            raise ValueError(f"features are rows, {least} or more, of one length in every set; got {shapes}")
+    return found
+
+
+def frechet_distance(images: Float[np.ndarray, "n d"], reals: Float[np.ndarray, "m e"]) -> float:
+    """|mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), covariances unbiased (Heusel et al. 2017, eq. 6).
+
+    The trace of the root is the sum of the roots of S_1 S_2's eigenvalues, which are those of
+    S_1^(1/2) S_2 S_1^(1/2), symmetric and not negative: no complex root, and singular covariances will do.
+    """
+    a, b = _rows(images, reals, least=2)
+    covariances = [np.atleast_2d(np.cov(rows, rowvar=False)) for rows in (a, b)]
+    values, vectors = scipy.linalg.eigh(covariances[0])
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    inner = scipy.linalg.eigvalsh(root @ covariances[1] @ root)
+    trace = np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * np.sqrt(np.maximum(inner, 0)).sum()
+    return float(np.square(a.mean(0) - b.mean(0)).sum() + trace)
+
+
+def inception_score(probabilities: Float[np.ndarray, "n k"], splits: int = 10) -> tuple[float, float]:
+    """Mean and deviation over `splits` of exp(E KL(p(y|x) || p(y))) (Salimans et al. 2016, section 4)."""
+    (p,) = _rows(probabilities, least=splits)
+    if (p < 0).any() or not np.allclose(p.sum(1), 1, atol=1e-3):
+        raise ValueError("inception_score takes class probabilities, rows that sum to one; apply a softmax first")
+    scores = []
+    for part in np.array_split(p, splits):
+        ratio = np.log(np.maximum(part, 1e-300)) - np.log(np.maximum(part.mean(0), 1e-300))
+        scores.append(np.exp(np.sum(part * ratio, 1).mean()))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.maximum(np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T, 0)
+
+
+def _covered(points: np.ndarray, centres: np.ndarray, k: int, block: int) -> float:
+    """The share of `points` within some centre's ball, whose radius is the distance to its k-th neighbour."""
+    radii = np.concatenate(
+        [
+            np.partition(_squared_distances(centres[i : i + block], centres), k)[:, k]
+            for i in range(0, len(centres), block)
+        ]
+    )
+    inside = [
+        (_squared_distances(points[i : i + block], centres) <= radii).any(1) for i in range(0, len(points), block)
+    ]
+    return float(np.concatenate(inside).mean())
+
+
+def precision_recall(
+    images: Float[np.ndarray, "n d"], reals: Float[np.ndarray, "m e"], *, neighbours: int = 3, block: int = 4096
+) -> PrecisionRecall:
+    """Improved precision and recall: coverage by balls to the k-th neighbour (Kynkaanniemi et al. 2019, eq. 1-2)."""
+    a, b = _rows(images, reals, least=neighbours + 1)
+    return PrecisionRecall(_covered(a, b, neighbours, block), _covered(b, a, neighbours, block))

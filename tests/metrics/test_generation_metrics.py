@@ -1,0 +1,65 @@
+"""FID, Inception score, precision and recall on fixed features, against naive definitions."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from jaxseg.metrics.generation import frechet_distance, inception_score, precision_recall
+
+RNG = np.random.default_rng(0)
+A = RNG.standard_normal((80, 5)) @ RNG.standard_normal((5, 5))
+B = RNG.standard_normal((60, 5)) * 2 + 1
+
+
+def test_frechet_distance():
+    a, b = (np.cov(x, rowvar=False) for x in (A, B))
+    root = scipy.linalg.sqrtm(a @ b)
+    expected = np.square(A.mean(0) - B.mean(0)).sum() + np.trace(a + b - 2 * root.real)
+    np.testing.assert_allclose(frechet_distance(A, B), expected, rtol=1e-8)
+    np.testing.assert_allclose(frechet_distance(A, A), 0, atol=1e-8)
+    np.testing.assert_allclose(frechet_distance(A, A + 3), 9 * 5, rtol=1e-8)
+    flat = A * [1, 1, 0, 0, 0]  # fewer dimensions than features, as 2048 of a few hundred images
+    np.testing.assert_allclose(frechet_distance(flat, flat + 1), 5, rtol=1e-6)
+    one, other = A[:, :1], B[:, :1]
+    by_hand = (one.mean() - other.mean()) ** 2 + (one.std(ddof=1) - other.std(ddof=1)) ** 2
+    np.testing.assert_allclose(frechet_distance(one, other), by_hand, rtol=1e-8)
+
+
+def test_inception_score():
+    certain = np.eye(4).repeat(10, 0)[RNG.permutation(40)]
+    assert inception_score(certain, splits=1)[0] == pytest.approx(4)
+    assert inception_score(np.full((40, 4), 0.25))[0] == pytest.approx(1)
+    p = RNG.dirichlet(np.ones(5), 30)
+    scores = []
+    for part in (p[:10], p[10:20], p[20:]):
+        marginal = part.mean(0)
+        divergences = [sum(row[j] * np.log(row[j] / marginal[j]) for j in range(5)) for row in part]
+        scores.append(np.exp(np.mean(divergences)))
+    np.testing.assert_allclose(inception_score(p, 3), (np.mean(scores), np.std(scores)), rtol=1e-10)
+    with pytest.raises(ValueError, match="apply a softmax"):
+        inception_score(p * 2)
+
+
+def naive_coverage(points, centres, k):
+    def radius(i):
+        return sorted(np.linalg.norm(centres[i] - c) for c in centres)[k]
+
+    inside = [any(np.linalg.norm(p - c) <= radius(i) for i, c in enumerate(centres)) for p in points]
+    return np.mean(inside)
+
+
+@pytest.mark.parametrize("block", [7, 4096])
+def test_precision_and_recall(block):
+    images, reals = A[:25], B[:20]
+    ours = precision_recall(images, reals, block=block)
+    np.testing.assert_allclose(ours, (naive_coverage(images, reals, 3), naive_coverage(reals, images, 3)))
+    assert 0 < min(ours) < 1
+    assert precision_recall(A, A) == (1, 1)
+    assert precision_recall(A, A + 1000) == (0, 0)
+
+
+def test_features_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"\(80, 5\) and \(60, 4\)"):
+        frechet_distance(A, B[:, :4])
+    with pytest.raises(ValueError, match="rows, 4 or more"):
+        precision_recall(A[:3], B)

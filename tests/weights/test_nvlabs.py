@@ -1,0 +1,111 @@
+"""NVlabs' pickles: the arrays come out, and nothing in them is run."""
+
+import collections
+import pickle
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from models.test_generation import case
+
+from jaxseg.weights import UnsafePickle, WeightsMismatch, from_nvlabs, read_nvlabs, to_nvlabs
+
+
+@pytest.fixture
+def dnnlib(monkeypatch):
+    """Modules of the names that the published pickles ask for, with classes that run code when they are loaded."""
+    opened = []
+
+    class Network:
+        def __setstate__(self, state):
+            opened.append(state)
+
+    class EasyDict(dict):
+        pass
+
+    for name, content in (
+        ("dnnlib", {}),
+        ("dnnlib.util", {"EasyDict": EasyDict}),
+        ("dnnlib.tflib", {}),
+        ("dnnlib.tflib.network", {"Network": Network}),
+    ):
+        module = types.ModuleType(name)
+        vars(module).update(content)
+        for made in content.values():
+            made.__module__, made.__qualname__ = name, made.__name__
+        monkeypatch.setitem(sys.modules, name, module)
+    return types.SimpleNamespace(Network=Network, EasyDict=EasyDict, opened=opened)
+
+
+def network(dnnlib, variables, components=None):
+    made = dnnlib.Network()
+    made.__dict__.update(
+        version=3,
+        name="G",
+        static_kwargs=dnnlib.EasyDict(resolution=16),
+        build_module_src="raise SystemExit",
+        components=dnnlib.EasyDict(components or {}),
+        variables=list(variables.items()),
+    )
+    return made
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_published_pickle(dnnlib, tmp_path, protocol):
+    generator, variables = case("stylegan_generator", 16, 3)
+    critic, critic_variables = case("stylegan_discriminator", 16, 3)
+    arrays = to_nvlabs(generator, variables)
+    assert {"4x4/Const/const", "16x16/Conv0_up/StyleMod/weight", "ToRGB_lod0/weight", "dlatent_avg"} <= set(arrays)
+    assert arrays["8x8/Conv1/weight"].shape == (3, 3, 16, 16)
+    mapping = {k: v for k, v in arrays.items() if k.startswith(("Dense", "Label"))}
+    synthesis = {k: v for k, v in arrays.items() if k not in mapping and k != "dlatent_avg"} | {"lod": np.float32(0)}
+    parts = {"mapping": network(dnnlib, mapping), "synthesis": network(dnnlib, synthesis)}
+    tree = (
+        network(dnnlib, {"dlatent_avg": arrays["dlatent_avg"], "lod": np.float32(0)}, parts),
+        network(dnnlib, to_nvlabs(critic, critic_variables)),
+    )
+    path = tmp_path / "karras2019.pkl"
+    path.write_bytes(pickle.dumps(tree, protocol))
+    found = read_nvlabs(path)
+    assert not dnnlib.opened
+    for model, given, ours in ((generator, found[0], variables), (critic, found[1], critic_variables)):
+        assert jax.tree.all(jax.tree.map(np.array_equal, from_nvlabs(given, model), ours))
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("it ran",)
+
+
+@pytest.mark.parametrize(
+    "tree", [Evil(), [Evil()], collections.Counter("ab"), np.array([Evil()], object), np.array(["a"])]
+)
+def test_anything_else_is_refused(tmp_path, capsys, tree):
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(pickle.dumps(tree))
+    with pytest.raises(UnsafePickle, match="is not loaded"):
+        read_nvlabs(path)
+    assert "it ran" not in capsys.readouterr().out
+
+
+def test_files_that_are_not_whole(dnnlib, tmp_path):
+    path = tmp_path / "short.pkl"
+    whole = pickle.dumps(network(dnnlib, {"a": np.ones(100, np.float32)}))
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="no whole file"):
+        read_nvlabs(path)
+    path.write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(ValueError, match="holds no network"):
+        read_nvlabs(path)
+
+
+def test_what_is_missing_is_named():
+    model, variables = case("stylegan_generator", 16)
+    arrays = to_nvlabs(model, variables)
+    del arrays["Dense3/bias"]
+    with pytest.raises(WeightsMismatch, match=r"missing: mapping\.dense3\.bias"):
+        from_nvlabs(arrays, model)
+    with pytest.raises(WeightsMismatch, match="not ProGANGenerator"):
+        to_nvlabs(*case("progan_generator"))
