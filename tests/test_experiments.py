@@ -1,6 +1,7 @@
 """Each experiment runs for a few steps on tiny data of its own layout."""
 
 import importlib.util
+import json
 import pathlib
 
 import numpy as np
@@ -34,3 +35,13 @@ def test_camvid_trains_and_tabulates_the_test_part(tmp_path, capsys):
     assert "bicyclist" in said
     assert "FC-DenseNet103" in said
     assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_shapes_mask_rcnn_trains_scores_and_draws(tmp_path, capsys):
+    experiment = load("shapes_mask_rcnn")
+    run = Run(steps=2, batch=8, out=tmp_path / "run", checkpoint_every=2)
+    experiment.main(experiment.Config(run, pictures=6))
+    scores = json.loads((tmp_path / "run" / "results.json").read_text())["scores"]
+    assert {"box_ap50", "mask_ap", "mask_ap50"} <= set(scores)
+    assert "mask_ap50" in capsys.readouterr().out
+    assert Image.open(tmp_path / "run" / "detections.png").size == (3 * 512, 2 * 512)

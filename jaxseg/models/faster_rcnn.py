@@ -84,8 +84,9 @@ class FasterRCNN(nn.Module):
 
     `num_classes` counts the background, class 0. `norm` is the body's; `head_norm` is that of the pyramid and
     the heads' convolutions. The other fields have torchvision's names and meanings; `roi_strides` are those of
-    the levels that boxes are read from, and `roi_border` is RoIAlign's `border`: torchvision has both, and they
-    differ for slivers, less than a pixel of the features, at the canvas' lower and right edge. Canvas sizes are multiples of 32; ValueError names the next.
+    the levels that boxes are read from, and `roi_border` is RoIAlign's `border`: torchvision's form in Python has
+    it and its compiled kernel not, and they differ for slivers at the canvas' lower and right edge. Canvas sizes
+    are multiples of 32; ValueError names the next.
     """
 
     num_classes: int
