@@ -162,3 +162,13 @@ def test_faces_grow_with_labels_and_without(tmp_path):
     results = progan.main(progan.Config(out=tmp_path / "progan", **shape))
     assert set(results) == {"4", "8"}
     assert (tmp_path / "progan" / "grid_8.png").exists()
+
+
+def test_shapes_mask_rcnn_trains_scores_and_draws(tmp_path, capsys):
+    experiment = load("shapes_mask_rcnn")
+    run = Run(steps=2, batch=8, out=tmp_path / "run", checkpoint_every=2)
+    experiment.main(experiment.Config(run, pictures=6))
+    scores = json.loads((tmp_path / "run" / "results.json").read_text())["scores"]
+    assert {"box_ap50", "mask_ap", "mask_ap50"} <= set(scores)
+    assert "mask_ap50" in capsys.readouterr().out
+    assert Image.open(tmp_path / "run" / "detections.png").size == (3 * 512, 2 * 512)

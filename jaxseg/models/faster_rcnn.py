@@ -84,7 +84,9 @@ class FasterRCNN(nn.Module):
 
     `num_classes` counts the background, class 0. `norm` is the body's; `head_norm` is that of the pyramid and
     the heads' convolutions. The other fields have torchvision's names and meanings; `roi_strides` are those of
-    the levels that boxes are read from. Canvas sizes are multiples of 32; ValueError names the next.
+    the levels that boxes are read from, and `roi_border` is RoIAlign's `border`: torchvision's form in Python has
+    it and its compiled kernel not, and they differ for slivers at the canvas' lower and right edge. Canvas sizes
+    are multiples of 32; ValueError names the next.
     """
 
     num_classes: int
@@ -102,6 +104,7 @@ class FasterRCNN(nn.Module):
     rpn_nms_thresh: float = 0.7
     rpn_score_thresh: float = 0.0
     roi_strides: tuple[int, ...] = (4, 8, 16, 32)
+    roi_border: bool = True
     box_score_thresh: float = 0.05
     box_nms_thresh: float = 0.5
     box_detections_per_img: int = 100
@@ -167,7 +170,7 @@ class FasterRCNN(nn.Module):
     def pool(self, features: Mapping[str, Array], boxes: Float[Array, "n k 4"], size: int) -> Any:
         """Features `[n k, size, size, c]` of the boxes, each from its own level."""
         levels = list(features.values())[: len(self.roi_strides)]
-        pooled = pyramid_roi_align(levels, boxes, size, strides=self.roi_strides)
+        pooled = pyramid_roi_align(levels, boxes, size, strides=self.roi_strides, border=self.roi_border)
         return pooled.reshape(-1, *pooled.shape[2:])
 
     def box_scores(

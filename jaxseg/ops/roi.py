@@ -28,13 +28,14 @@ class _Sampling(NamedTuple):
     ratio: int  # samples a side of a bin; -1: as many as the bin has pixels, up to `bound`
     aligned: bool  # pixel i covers i - 0.5 to i + 0.5; otherwise i to i + 1, off by half a pixel
     bound: int
+    border: bool  # samples more than a pixel outside take the border's value; otherwise they are zero
 
 
 def _samples(start: Array, stop: Array, length: Any, how: _Sampling) -> tuple[Array, Array]:
     """Coordinates, cut to 0..length - 1, and weights of the samples along one axis, each `[..., size, s]`.
 
-    `start`, `stop` and `length` are `[...]`, in pixels of the features. A sample more than a pixel outside
-    weighs nothing. The weights of a bin sum to 1 where all its samples are inside.
+    `start`, `stop` and `length` are `[...]`, in pixels of the features. The weights of a bin sum to 1 where all
+    its samples are inside.
     """
     shift = 0.5 if how.aligned else 0.0
     start, extent = start - shift, stop - start
@@ -47,7 +48,8 @@ def _samples(start: Array, stop: Array, length: Any, how: _Sampling) -> tuple[Ar
     at = start[..., None, None] + jnp.arange(how.size)[:, None] * bin_size[..., None, None] + step
     last = jnp.asarray(length, jnp.float32)
     last = last[..., None, None] if last.ndim else last
-    weight = jnp.where((s < count) & (at >= -1) & (at <= last), 1.0 / jnp.maximum(count, 1), 0.0)
+    counts = s < count if how.border else (s < count) & (at >= -1) & (at <= last)
+    weight = jnp.where(counts, 1.0 / jnp.maximum(count, 1), 0.0)
     return jnp.clip(at, 0, last - 1), weight
 
 
@@ -204,11 +206,13 @@ def _align_backward(scales: Any, how: _Sampling, form: Form | None, saved: Any, 
 _align.defvjp(_align_forward, _align_backward)
 
 
-def _sampling(size: int, sampling_ratio: int, aligned: bool, max_sampling: int | None, shapes: Any) -> _Sampling:
+def _sampling(
+    size: int, sampling_ratio: int, aligned: bool, max_sampling: int | None, border: bool, shapes: Any
+) -> _Sampling:
     if size < 1 or sampling_ratio == 0:
         raise ValueError(f"RoIAlign needs size >= 1 and sampling_ratio >= 1, or -1, got {size} and {sampling_ratio}")
     bound = max_sampling or math.ceil(max(max(s[1:3]) for s in shapes) / size)
-    return _Sampling(size, sampling_ratio, aligned, bound)
+    return _Sampling(size, sampling_ratio, aligned, bound, border)
 
 
 def roi_align(
@@ -220,6 +224,7 @@ def roi_align(
     sampling_ratio: int = 2,
     aligned: bool = False,
     max_sampling: int | None = None,
+    border: bool = False,
     form: Form | None = None,
 ) -> Float[Array, "n k size size c"]:
     """RoIAlign (He et al. 2017, section 3): means of bilinear samples in `size` x `size` bins of each box.
@@ -228,13 +233,14 @@ def roi_align(
     most `max_sampling` a side. That bound is by default the feature map's longer side over `size`: enough for
     every box within the map. `aligned` takes pixel centres at halves, as Detectron2; otherwise as Detectron
     and torchvision's detectors, where boxes are a pixel long at least. Samples within a pixel outside take
-    the border's value, those beyond are zero.
+    the border's value, and those beyond are zero, as in the kernels of Detectron and torchvision; with `border`
+    they take it too, as in torchvision's RoIAlign in Python (`torchvision.ops.roi_align._roi_align`).
 
     `form` says how: reading pixels, or products with one-hot interpolation weights. By default the cheaper by
     count on CPU, and products on accelerators; forward and gradient each by themselves.
     """
     levels = jnp.zeros(boxes.shape[:2], jnp.int32)
-    how = _sampling(size, sampling_ratio, aligned, max_sampling, [features.shape])
+    how = _sampling(size, sampling_ratio, aligned, max_sampling, border, [features.shape])
     return _align((features,), boxes.astype(jnp.float32), levels, (scale,), how, form)
 
 
@@ -259,6 +265,7 @@ def pyramid_roi_align(
     strides: Sequence[int],
     sampling_ratio: int = 2,
     aligned: bool = False,
+    border: bool = False,
     form: Form | None = None,
 ) -> Float[Array, "n k size size c"]:
     """RoIAlign of each box on its own level of a pyramid, from the finest, whose `strides` are powers of 2."""
@@ -266,7 +273,7 @@ def pyramid_roi_align(
         raise ValueError(f"a pyramid of {len(features)} levels needs as many strides, got {tuple(strides)}")
     low, high = (round(math.log2(stride)) for stride in (strides[0], strides[-1]))
     levels = jnp.clip(pyramid_levels(boxes, low, high) - low, 0, len(features) - 1)
-    how = _sampling(size, sampling_ratio, aligned, None, [f.shape for f in features])
+    how = _sampling(size, sampling_ratio, aligned, None, border, [f.shape for f in features])
     return _align(tuple(features), boxes.astype(jnp.float32), levels, tuple(1 / s for s in strides), how, form)
 
 

@@ -36,10 +36,10 @@ def greedy_nms(boxes, scores, threshold, classes=None):
     return kept
 
 
-def bilinear(x, y, at_x):
-    """One sample of x [h, w, c] at (y, at_x) in pixel indices, Detectron's border."""
+def bilinear(x, y, at_x, border=False):
+    """One sample of x [h, w, c] at (y, at_x) in pixel indices; beyond the border zero, or the border."""
     h, w = x.shape[:2]
-    if y < -1 or y > h or at_x < -1 or at_x > w:
+    if not border and (y < -1 or y > h or at_x < -1 or at_x > w):
         return np.zeros(x.shape[2])
     y, at_x = min(max(y, 0), h - 1), min(max(at_x, 0), w - 1)
     i, j = int(y), int(at_x)
@@ -48,7 +48,7 @@ def bilinear(x, y, at_x):
     return (1 - u) * ((1 - v) * x[i, j] + v * x[i, j1]) + u * ((1 - v) * x[i1, j] + v * x[i1, j1])
 
 
-def roi_align(x, box, size, scale=1.0, ratio=2, aligned=False, bound=math.inf):
+def roi_align(x, box, size, scale=1.0, ratio=2, aligned=False, bound=math.inf, border=False):
     x0, y0, x1, y1 = (v * scale - (0.5 if aligned else 0.0) for v in box)
     w, h = x1 - x0, y1 - y0
     if not aligned:
@@ -62,7 +62,7 @@ def roi_align(x, box, size, scale=1.0, ratio=2, aligned=False, bound=math.inf):
                 for j in range(nx):
                     y = y0 + (p + (i + 0.5) / ny) * h / size
                     at_x = x0 + (q + (j + 0.5) / nx) * w / size
-                    out[p, q] += bilinear(x, y, at_x)
+                    out[p, q] += bilinear(x, y, at_x, border)
     return out / max(nx * ny, 1)
 
 

@@ -220,6 +220,9 @@ def test_roi_align_bounds_and_dtypes():
     ours = roi_align(x, boxes, 2, sampling_ratio=-1, max_sampling=3)
     expected = [naive.roi_align(x[0], b, 2, ratio=-1, bound=3) for b in boxes[0]]
     np.testing.assert_allclose(ours[0], expected, atol=1e-5)
+    ours = roi_align(x, boxes, 2, border=True)
+    np.testing.assert_allclose(ours[0], [naive.roi_align(x[0], b, 2, border=True) for b in boxes[0]], atol=1e-5)
+    assert np.abs(ours - roi_align(x, boxes, 2)).max() > 0.01
     half = roi_align(x.astype(jnp.bfloat16), boxes, 2)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(jnp.float32), roi_align(x, boxes, 2), atol=0.03)
