@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from jaxseg.clustering.features import rgb_to_lab
 
 __all__ = [
+    "contour_scale",
     "contour_strength",
     "contour_tensor",
     "eigenvector_tensor",
@@ -29,6 +30,11 @@ COLOUR_BINS = 12
 COLOUR_RANGE = 60.0  # a* and b* beyond are counted with the last bin
 
 
+def contour_scale(height: int, width: int) -> float:
+    """1.5 pixels for an image 240 long, and in proportion; at least 1."""
+    return max(1.0, max(height, width) / 160)
+
+
 def _soft_bins(x: Float[Array, "h w"], bins: int) -> Float[Array, "bins h w"]:
     """Membership of values in [0, 1] in evenly spaced bins, shared linearly between the nearest two."""
     at = jnp.clip(x, 0, 1) * (bins - 1)
@@ -41,7 +47,7 @@ def _along(x: Float[Array, "c h w"], taps: Float[np.ndarray, "s"], axis: int) ->
     n = x.shape[axis]
     x = jnp.pad(x, [(reach, reach) if a == axis else (0, 0) for a in range(3)], mode="edge")
     x = jax.lax.optimization_barrier(x)  # computed once, and not again for every tap
-    return sum(float(t) * jax.lax.slice_in_dim(x, i, i + n, axis=axis) for i, t in enumerate(taps))
+    return sum((float(t) * jax.lax.slice_in_dim(x, i, i + n, axis=axis) for i, t in enumerate(taps)), jnp.float32(0))
 
 
 def _derivatives(x: Float[Array, "c h w"], scale: float) -> tuple[Array, Array, Array]:
@@ -86,8 +92,9 @@ def thin(strength: Float[Array, "h w"], normal: Float[Array, "2 h w"]) -> Float[
     return jnp.where((strength >= beside(1.0)) & (strength > beside(-1.0)), strength, 0.0)
 
 
-def contour_tensor(rgb: Float[Array, "h w 3"], scale: float = 1.5) -> Float[Array, "3 h w"]:
+def contour_tensor(rgb: Float[Array, "h w 3"], scale: float | None = None) -> Float[Array, "3 h w"]:
     """The mean of the forms of lightness, a* and b* at `scale` and 2 `scale` pixels; at most about 1."""
+    scale = contour_scale(*rgb.shape[:2]) if scale is None else scale
     lab = rgb_to_lab(rgb)
     light = _soft_bins(lab[..., 0] / 100, LIGHTNESS_BINS)
     colour = [_soft_bins(lab[..., i] / (2 * COLOUR_RANGE) + 0.5, COLOUR_BINS) for i in (1, 2)]
@@ -95,8 +102,8 @@ def contour_tensor(rgb: Float[Array, "h w 3"], scale: float = 1.5) -> Float[Arra
     return (histogram_tensor(bins, scale) + histogram_tensor(bins, 2 * scale)) / 6
 
 
-def contour_strength(rgb: Float[Array, "h w 3"], scale: float = 1.5) -> Float[Array, "h w"]:
-    """Thinned contours of lightness and colour, from 0 to about 1; `scale` in pixels."""
+def contour_strength(rgb: Float[Array, "h w 3"], scale: float | None = None) -> Float[Array, "h w"]:
+    """Thinned contours of lightness and colour, from 0 to about 1; `scale` in pixels, or `contour_scale`."""
     return thin(*strongest(contour_tensor(rgb, scale)))
 
 
@@ -110,7 +117,7 @@ def eigenvector_tensor(values: Float[Array, "k"], vectors: Float[Array, "k h w"]
 
 
 def segmentation_strength(
-    rgb: Float[Array, "h w 3"], values: Float[Array, "k"], vectors: Float[Array, "k h w"], scale: float = 1.5
+    rgb: Float[Array, "h w 3"], values: Float[Array, "k"], vectors: Float[Array, "k h w"], scale: float | None = None
 ) -> Float[Array, "h w"]:
     """The mean of the image's own contours and those of its eigenvectors, not thinned, from 0 to about 1.5.
 
