@@ -5,6 +5,7 @@ every angle. Here the halves are the lobes of a Gaussian's first derivative: the
 angle is then a combination of two, and chi-squared a quadratic form in the angle (Di Zenzo 1986).
 """
 
+import functools
 import math
 
 import jax
@@ -41,34 +42,39 @@ def _soft_bins(x: Float[Array, "h w"], bins: int) -> Float[Array, "bins h w"]:
     return jnp.maximum(0.0, 1 - jnp.abs(at - jnp.arange(bins)[:, None, None]))
 
 
-def _along(x: Float[Array, "c h w"], taps: Float[np.ndarray, "s"], axis: int) -> Float[Array, "c h w"]:
+def _along(x: Float[Array, "h w"], taps: Float[np.ndarray, "s"], axis: int) -> Float[Array, "h w"]:
     """Correlation with `taps` along an axis; edge values are repeated beyond the border."""
     reach = len(taps) // 2
     n = x.shape[axis]
-    x = jnp.pad(x, [(reach, reach) if a == axis else (0, 0) for a in range(3)], mode="edge")
+    x = jnp.pad(x, [(reach, reach) if a == axis else (0, 0) for a in range(2)], mode="edge")
     x = jax.lax.optimization_barrier(x)  # computed once, and not again for every tap
-    return sum((float(t) * jax.lax.slice_in_dim(x, i, i + n, axis=axis) for i, t in enumerate(taps)), jnp.float32(0))
+    parts = [float(t) * jax.lax.slice_in_dim(x, i, i + n, axis=axis) for i, t in enumerate(taps)]
+    return functools.reduce(jnp.add, parts)
 
 
-def _derivatives(x: Float[Array, "c h w"], scale: float) -> tuple[Array, Array, Array]:
+def _derivatives(x: Float[Array, "h w"], scale: float) -> tuple[Array, Array, Array]:
     """x smoothed, and its derivatives by x and y as differences of lobes that each sum to 1/2."""
     reach = math.ceil(3 * scale)
     at = np.arange(-reach, reach + 1)
     smooth = np.exp(-0.5 * (at / scale) ** 2)
     slope = at * smooth / np.abs(at * smooth).sum()
     smooth = smooth / smooth.sum()
-    down, across = _along(x, smooth, 1), _along(x, smooth, 2)
-    return _along(down, smooth, 2), _along(down, slope, 2), _along(across, slope, 1)
+    down, across = _along(x, smooth, 0), _along(x, smooth, 1)
+    return _along(down, smooth, 1), _along(down, slope, 1), _along(across, slope, 0)
 
 
-def _tensor(dx: Float[Array, "c h w"], dy: Float[Array, "c h w"], weight: Array) -> Float[Array, "3 h w"]:
-    return jnp.stack([jnp.sum(u * v * weight, axis=0) for u, v in ((dx, dx), (dx, dy), (dy, dy))])
+def _form(dx: Float[Array, "h w"], dy: Float[Array, "h w"], weight: Array) -> Float[Array, "3 h w"]:
+    return jnp.stack([dx * dx, dx * dy, dy * dy]) * weight
 
 
 def histogram_tensor(memberships: Float[Array, "bins h w"], scale: float) -> Float[Array, "3 h w"]:
     """(xx, xy, yy) of the form whose value at a unit normal is the chi-squared distance across it, about [0, 1]."""
-    mean, dx, dy = _derivatives(memberships, scale)
-    return _tensor(dx, dy, 1 / (mean + 1e-3))
+
+    def add(total, x):  # a bin at a time: a photograph's many bins need no memory together
+        mean, dx, dy = _derivatives(x, scale)
+        return total + _form(dx, dy, 1 / (mean + 1e-3)), None
+
+    return jax.lax.scan(add, jnp.zeros((3, *memberships.shape[1:])), memberships)[0]
 
 
 def strongest(tensor: Float[Array, "3 h w"]) -> tuple[Float[Array, "h w"], Float[Array, "2 h w"]]:
@@ -112,8 +118,13 @@ def eigenvector_tensor(values: Float[Array, "k"], vectors: Float[Array, "k h w"]
 
     After Arbelaez et al. 2011, section 3.2 (sPb), who add absolute derivatives over sqrt(lambda).
     """
-    _, dx, dy = _derivatives(vectors, 1.0)
-    return _tensor(dx, dy, 1 / jnp.maximum(values, 1e-5)[:, None, None])
+
+    def add(total, pair):
+        value, y = pair
+        _, dx, dy = _derivatives(y, 1.0)
+        return total + _form(dx, dy, 1 / jnp.maximum(value, 1e-5)), None
+
+    return jax.lax.scan(add, jnp.zeros((3, *vectors.shape[1:])), (values, vectors))[0]
 
 
 def segmentation_strength(

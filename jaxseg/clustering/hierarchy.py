@@ -41,7 +41,7 @@ def _borders(cells: Int[np.ndarray, "h w"], strength: Float[np.ndarray, "h w"]) 
         keys.append(low.astype(np.int64) * n + high)
         values.append(np.maximum(strength[a], strength[b])[across])
     unique, at = np.unique(np.concatenate(keys), return_inverse=True)
-    sums, lengths = np.bincount(at, np.concatenate(values)), np.bincount(at)
+    sums, lengths = np.bincount(at, np.concatenate(values)), np.bincount(at).astype(np.float64)
     borders: list[dict[int, list[float]]] = [{} for _ in range(n)]
     for key, total, length in zip(unique.tolist(), sums.tolist(), lengths.tolist(), strict=True):
         a, b = divmod(key, n)

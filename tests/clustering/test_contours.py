@@ -29,7 +29,7 @@ def test_a_step_is_strong_at_its_place_and_its_normal_points_across(contours, an
     inner = np.zeros((24, 32), bool)
     inner[6:-6, 6:-6] = True
     assert float(strength[inner & (away < 1)].min()) > 0.5
-    assert float(strength[inner & (away > 8)].max(initial=0)) < 1e-3
+    assert float(strength[inner & (away > 10)].max(initial=0)) < 1e-6  # the larger scale's lobes end at 9 pixels
     along = np.cos(angle) * normal[0] + np.sin(angle) * normal[1]
     assert float(jnp.abs(along)[inner & (away < 1)].min()) > 0.9
     assert float(thinned[inner & (away > 2)].max(initial=0)) < 0.05
@@ -39,7 +39,8 @@ def test_a_step_is_strong_at_its_place_and_its_normal_points_across(contours, an
 
 def test_a_constant_image_has_no_contours(contours):
     strength, _, thinned = contours(jnp.full((24, 32, 3), 0.4))
-    assert float(strength.max()) == float(thinned.max()) == 0.0
+    assert float(strength.max()) < 1e-6
+    assert float(thinned.max()) < 1e-6
 
 
 def test_thinning_keeps_the_ridge_of_a_ramp():
@@ -72,12 +73,8 @@ def test_every_merge_takes_the_least_border_left():
         heights = {}
         for axis in (0, 1):
             first, second = (np.swapaxes(v, 0, axis) for v in (cells, strength))
-            for (i, j), s, t in zip(
-                np.stack([first[:-1].ravel(), first[1:].ravel()], 1),
-                second[:-1].ravel(),
-                second[1:].ravel(),
-                strict=True,
-            ):
+            ends = np.stack([first[:-1].ravel(), first[1:].ravel()], 1)
+            for (i, j), s, t in zip(ends, second[:-1].ravel(), second[1:].ravel(), strict=True):
                 if i != j:
                     heights.setdefault((min(i, j), max(i, j)), []).append(max(s, t))
         size = np.bincount(cells.ravel()) / cells.size
