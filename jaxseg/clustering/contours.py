@@ -5,6 +5,7 @@ every angle. Here the halves are the lobes of a Gaussian's first derivative: the
 angle is then a combination of two, and chi-squared a quadratic form in the angle (Di Zenzo 1986).
 """
 
+import functools
 import math
 
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float
 from jaxseg.clustering.features import rgb_to_lab
 
 __all__ = [
+    "contour_scale",
     "contour_strength",
     "contour_tensor",
     "eigenvector_tensor",
@@ -29,40 +31,50 @@ COLOUR_BINS = 12
 COLOUR_RANGE = 60.0  # a* and b* beyond are counted with the last bin
 
 
+def contour_scale(height: int, width: int) -> float:
+    """1.5 pixels for an image 240 long, and in proportion; at least 1."""
+    return max(1.0, max(height, width) / 160)
+
+
 def _soft_bins(x: Float[Array, "h w"], bins: int) -> Float[Array, "bins h w"]:
     """Membership of values in [0, 1] in evenly spaced bins, shared linearly between the nearest two."""
     at = jnp.clip(x, 0, 1) * (bins - 1)
     return jnp.maximum(0.0, 1 - jnp.abs(at - jnp.arange(bins)[:, None, None]))
 
 
-def _along(x: Float[Array, "c h w"], taps: Float[np.ndarray, "s"], axis: int) -> Float[Array, "c h w"]:
+def _along(x: Float[Array, "h w"], taps: Float[np.ndarray, "s"], axis: int) -> Float[Array, "h w"]:
     """Correlation with `taps` along an axis; edge values are repeated beyond the border."""
     reach = len(taps) // 2
     n = x.shape[axis]
-    x = jnp.pad(x, [(reach, reach) if a == axis else (0, 0) for a in range(3)], mode="edge")
+    x = jnp.pad(x, [(reach, reach) if a == axis else (0, 0) for a in range(2)], mode="edge")
     x = jax.lax.optimization_barrier(x)  # computed once, and not again for every tap
-    return sum(float(t) * jax.lax.slice_in_dim(x, i, i + n, axis=axis) for i, t in enumerate(taps))
+    parts = [float(t) * jax.lax.slice_in_dim(x, i, i + n, axis=axis) for i, t in enumerate(taps)]
+    return functools.reduce(jnp.add, parts)
 
 
-def _derivatives(x: Float[Array, "c h w"], scale: float) -> tuple[Array, Array, Array]:
+def _derivatives(x: Float[Array, "h w"], scale: float) -> tuple[Array, Array, Array]:
     """x smoothed, and its derivatives by x and y as differences of lobes that each sum to 1/2."""
     reach = math.ceil(3 * scale)
     at = np.arange(-reach, reach + 1)
     smooth = np.exp(-0.5 * (at / scale) ** 2)
     slope = at * smooth / np.abs(at * smooth).sum()
     smooth = smooth / smooth.sum()
-    down, across = _along(x, smooth, 1), _along(x, smooth, 2)
-    return _along(down, smooth, 2), _along(down, slope, 2), _along(across, slope, 1)
+    down, across = _along(x, smooth, 0), _along(x, smooth, 1)
+    return _along(down, smooth, 1), _along(down, slope, 1), _along(across, slope, 0)
 
 
-def _tensor(dx: Float[Array, "c h w"], dy: Float[Array, "c h w"], weight: Array) -> Float[Array, "3 h w"]:
-    return jnp.stack([jnp.sum(u * v * weight, axis=0) for u, v in ((dx, dx), (dx, dy), (dy, dy))])
+def _form(dx: Float[Array, "h w"], dy: Float[Array, "h w"], weight: Array) -> Float[Array, "3 h w"]:
+    return jnp.stack([dx * dx, dx * dy, dy * dy]) * weight
 
 
 def histogram_tensor(memberships: Float[Array, "bins h w"], scale: float) -> Float[Array, "3 h w"]:
     """(xx, xy, yy) of the form whose value at a unit normal is the chi-squared distance across it, about [0, 1]."""
-    mean, dx, dy = _derivatives(memberships, scale)
-    return _tensor(dx, dy, 1 / (mean + 1e-3))
+
+    def add(total, x):  # a bin at a time: a photograph's many bins need no memory together
+        mean, dx, dy = _derivatives(x, scale)
+        return total + _form(dx, dy, 1 / (mean + 1e-3)), None
+
+    return jax.lax.scan(add, jnp.zeros((3, *memberships.shape[1:])), memberships)[0]
 
 
 def strongest(tensor: Float[Array, "3 h w"]) -> tuple[Float[Array, "h w"], Float[Array, "2 h w"]]:
@@ -86,8 +98,9 @@ def thin(strength: Float[Array, "h w"], normal: Float[Array, "2 h w"]) -> Float[
     return jnp.where((strength >= beside(1.0)) & (strength > beside(-1.0)), strength, 0.0)
 
 
-def contour_tensor(rgb: Float[Array, "h w 3"], scale: float = 1.5) -> Float[Array, "3 h w"]:
+def contour_tensor(rgb: Float[Array, "h w 3"], scale: float | None = None) -> Float[Array, "3 h w"]:
     """The mean of the forms of lightness, a* and b* at `scale` and 2 `scale` pixels; at most about 1."""
+    scale = contour_scale(*rgb.shape[:2]) if scale is None else scale
     lab = rgb_to_lab(rgb)
     light = _soft_bins(lab[..., 0] / 100, LIGHTNESS_BINS)
     colour = [_soft_bins(lab[..., i] / (2 * COLOUR_RANGE) + 0.5, COLOUR_BINS) for i in (1, 2)]
@@ -95,8 +108,8 @@ def contour_tensor(rgb: Float[Array, "h w 3"], scale: float = 1.5) -> Float[Arra
     return (histogram_tensor(bins, scale) + histogram_tensor(bins, 2 * scale)) / 6
 
 
-def contour_strength(rgb: Float[Array, "h w 3"], scale: float = 1.5) -> Float[Array, "h w"]:
-    """Thinned contours of lightness and colour, from 0 to about 1; `scale` in pixels."""
+def contour_strength(rgb: Float[Array, "h w 3"], scale: float | None = None) -> Float[Array, "h w"]:
+    """Thinned contours of lightness and colour, from 0 to about 1; `scale` in pixels, or `contour_scale`."""
     return thin(*strongest(contour_tensor(rgb, scale)))
 
 
@@ -105,12 +118,17 @@ def eigenvector_tensor(values: Float[Array, "k"], vectors: Float[Array, "k h w"]
 
     After Arbelaez et al. 2011, section 3.2 (sPb), who add absolute derivatives over sqrt(lambda).
     """
-    _, dx, dy = _derivatives(vectors, 1.0)
-    return _tensor(dx, dy, 1 / jnp.maximum(values, 1e-5)[:, None, None])
+
+    def add(total, pair):
+        value, y = pair
+        _, dx, dy = _derivatives(y, 1.0)
+        return total + _form(dx, dy, 1 / jnp.maximum(value, 1e-5)), None
+
+    return jax.lax.scan(add, jnp.zeros((3, *vectors.shape[1:])), (values, vectors))[0]
 
 
 def segmentation_strength(
-    rgb: Float[Array, "h w 3"], values: Float[Array, "k"], vectors: Float[Array, "k h w"], scale: float = 1.5
+    rgb: Float[Array, "h w 3"], values: Float[Array, "k"], vectors: Float[Array, "k h w"], scale: float | None = None
 ) -> Float[Array, "h w"]:
     """The mean of the image's own contours and those of its eigenvectors, not thinned, from 0 to about 1.5.
 

@@ -2,16 +2,21 @@
 
 import pathlib
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 from PIL import Image
 
+from jaxseg.clustering.contours import segmentation_strength
+from jaxseg.clustering.cuts import ncut_value
+from jaxseg.clustering.eigen import smallest_eigenpairs
 from jaxseg.clustering.features import as_rgb, pixel_features
+from jaxseg.clustering.hierarchy import hierarchy, segmentation_of
 from jaxseg.clustering.kmeans import kmeans
-from jaxseg.clustering.ncut import ncut
+from jaxseg.clustering.ncut import graph, ncut
 
 __all__ = ["ClusterConfig", "cluster_image", "mean_colours", "outline", "read_image"]
 
@@ -20,14 +25,15 @@ __all__ = ["ClusterConfig", "cluster_image", "mean_colours", "outline", "read_im
 class ClusterConfig:
     num_segments: int = 8
     seed: int = 0
-    longest_side: int = 480  # a larger photograph is reduced before, and its label map enlarged after
-    space: str = "lab"
-    position_weight: float = 0.3  # k-means
-    texture_weight: float = 0.0  # k-means
+    longest_side: int | None = None  # reduced to this before, labels enlarged after; 240 for ncut, 1000 for kmeans
+    space: Literal["rgb", "lab", "grey"] = "lab"
+    position_weight: float = 0.5  # kmeans
+    texture_weight: float = 0.0  # kmeans
+    cut: Literal["merged", "k-way", "recursive"] = "merged"  # ncut: "merged" cells by eigenvector contours
     radius: float = 5.0  # ncut, pixels
-    sigma_feature: float = 0.25  # ncut
-    sigma_contour: float | None = None  # ncut
-    recursive: bool = False  # ncut
+    sigma_feature: float = 0.4  # ncut
+    sigma_distance: float = 8.0  # ncut, pixels
+    sigma_contour: float | None = 0.1  # ncut
 
 
 def read_image(path: str | pathlib.Path) -> np.ndarray:
@@ -104,7 +110,8 @@ def cluster_image(
     try:
         rgb = as_rgb(read_image(path))
         size = rgb.shape[:2]
-        scale = config.longest_side / max(size)
+        longest = config.longest_side or (240 if method == "ncut" else 1000)
+        scale = longest / max(size)
         if scale < 1:
             small = tuple(max(1, round(s * scale)) for s in size)
             rgb = jnp.clip(jax.image.resize(rgb, (*small, 3), "linear"), 0, 1)
@@ -132,15 +139,35 @@ def _segment(rgb: Array, method: str, config: ClusterConfig) -> tuple[np.ndarray
         )
         clusters = kmeans(features.reshape(h * w, -1), config.num_segments, key=key, num_restarts=3)
         return np.asarray(clusters.labels).reshape(h, w), np.zeros((0, h, w)), f"k-means, {config.num_segments}"
-    result = ncut(
-        rgb,
-        config.num_segments,
-        key=key,
-        method="recursive" if config.recursive else "k-way",
-        space=config.space,
-        radius=config.radius,
-        sigma_feature=config.sigma_feature,
-        sigma_contour=config.sigma_contour,
-    )
-    labels, vectors = np.asarray(result.labels), np.asarray(result.eigenvectors)
-    return labels, vectors, f"Normalized Cut, {config.num_segments}: {float(result.ncut_value):.3f}"
+    weights: dict[str, Any] = {
+        "space": config.space,
+        "radius": config.radius,
+        "sigma_feature": config.sigma_feature,
+        "sigma_distance": config.sigma_distance,
+        "sigma_contour": config.sigma_contour,
+    }
+    if config.cut == "merged" and h * w > 1:
+        labels, vectors, value = _merged(rgb, config.num_segments, key, weights)
+    else:
+        method = "recursive" if config.cut == "recursive" else "k-way"
+        result = ncut(rgb, config.num_segments, key=key, method=method, **weights)
+        labels, vectors, value = np.asarray(result.labels), np.asarray(result.eigenvectors), float(result.ncut_value)
+    return labels, vectors, f"Normalized Cut, {labels.max() + 1}: {value:.3f}"
+
+
+def _merged(rgb: Array, num_segments: int, key: PRNGKeyArray, weights: dict[str, Any]) -> tuple[Any, Any, float]:
+    """Segments as in `experiments/bsds.py`, at most `num_segments`; the eigenvectors; the Ncut."""
+    h, w, _ = rgb.shape
+    if not 1 <= num_segments <= h * w:
+        raise ValueError(f"ncut needs num_segments from 1 to the number of pixels {h * w}, got {num_segments}")
+
+    @jax.jit
+    def solve(rgb):
+        affinity = graph(rgb, **weights)
+        k = min(12, h * w - 1)
+        pairs = smallest_eigenpairs(affinity, k, key=key, tolerance=3e-4, max_iterations=12, guard=4)
+        return affinity, pairs.vectors, segmentation_strength(rgb, pairs.values, pairs.vectors)
+
+    affinity, vectors, strength = solve(rgb)
+    labels = segmentation_of(hierarchy(strength, size_power=0.5), num_segments)
+    return labels, np.asarray(vectors), float(ncut_value(affinity, jnp.asarray(labels), num_segments))

@@ -13,8 +13,6 @@ from jaxtyping import Float, Int
 
 __all__ = ["Hierarchy", "hierarchy", "segmentation_at", "segmentation_of", "watershed_cells"]
 
-SIZE_POWER = 0.15
-
 
 class Hierarchy(NamedTuple):
     """Cells, and the merges of pairs of them in order, with the height at which each happens."""
@@ -43,7 +41,7 @@ def _borders(cells: Int[np.ndarray, "h w"], strength: Float[np.ndarray, "h w"]) 
         keys.append(low.astype(np.int64) * n + high)
         values.append(np.maximum(strength[a], strength[b])[across])
     unique, at = np.unique(np.concatenate(keys), return_inverse=True)
-    sums, lengths = np.bincount(at, np.concatenate(values)), np.bincount(at)
+    sums, lengths = np.bincount(at, np.concatenate(values)), np.bincount(at).astype(np.float64)
     borders: list[dict[int, list[float]]] = [{} for _ in range(n)]
     for key, total, length in zip(unique.tolist(), sums.tolist(), lengths.tolist(), strict=True):
         a, b = divmod(key, n)
@@ -51,10 +49,12 @@ def _borders(cells: Int[np.ndarray, "h w"], strength: Float[np.ndarray, "h w"]) 
     return borders
 
 
-def hierarchy(strength: Any) -> Hierarchy:
+def hierarchy(strength: Any, size_power: float = 0.15) -> Hierarchy:
     """Merges, one after another, the two neighbours of least border height, until all is one.
 
-    The height is the border's mean strength times (smaller segment / image) ** 0.15: small segments go first.
+    The height is the border's mean strength times (smaller segment / image) ** size_power: small segments go
+    first. With little of that the level says how many segments an image has; with more (0.5), a given number
+    of segments is not spent on specks.
     """
     strength = np.asarray(strength, np.float64)
     cells = watershed_cells(strength)
@@ -63,7 +63,7 @@ def hierarchy(strength: Any) -> Hierarchy:
 
     def height(a: int, b: int) -> float:
         total, length = borders[a][b]
-        return total / length * min(share[a], share[b]) ** SIZE_POWER
+        return total / length * min(share[a], share[b]) ** size_power
 
     heap = [(height(a, b), a, b) for a in range(len(borders)) for b in borders[a] if a < b]
     heapq.heapify(heap)

@@ -174,17 +174,15 @@ def graph(
 ) -> Affinity:
     """The graph of an RGB image in [0, 1]; with `sigma_contour` None, without intervening contours.
 
-    `contour_scale` is that of the contours in pixels: 1.5 for an image 240 long and in proportion, at least 1,
-    unless given. The defaults are those of `experiments/bsds.py`, found on photographs 240 pixels long.
+    `contour_scale`, in pixels, is in proportion to the image unless given. The defaults are those of
+    `experiments/bsds.py`, found on photographs reduced to 240 pixels.
     """
-    h, w, _ = image.shape
-    scale = max(1.0, max(h, w) / 160) if contour_scale is None else contour_scale
     return pixel_affinity(
         pixel_features(image, space=space),
         radius=radius,
         sigma_feature=sigma_feature,
         sigma_distance=sigma_distance,
-        contour=None if sigma_contour is None else contour_strength(image, scale),
+        contour=None if sigma_contour is None else contour_strength(image, contour_scale),
         sigma_contour=1.0 if sigma_contour is None else sigma_contour,
     )
 

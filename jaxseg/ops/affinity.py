@@ -24,6 +24,9 @@ __all__ = [
 ]
 
 
+LOOPED = 4  # vectors a step of a product with many
+
+
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["weights", "degree", "diagonal"], meta_fields=["offsets"]
 )
@@ -137,8 +140,15 @@ def affinity_product(affinity: Affinity, y: Float[Array, "m h w"]) -> Float[Arra
 
 def laplacian_product(affinity: Affinity, y: Float[Array, "m h w"]) -> Float[Array, "m h w"]:
     """(D - W) y, as sums of w_ij (y_i - y_j): smooth y cancel before float32 rounds, not after."""
-    product = sum((w * (y - x) for w, x in _terms(affinity, y)), jnp.zeros_like(y))
-    return jax.lax.optimization_barrier(product)  # for the same reason as in _terms
+
+    def product(y):
+        return sum((w * (y - x) for w, x in _terms(affinity, y)), jnp.zeros_like(y))
+
+    m, h, w = y.shape
+    if m <= LOOPED or m % LOOPED:
+        return jax.lax.optimization_barrier(product(y))
+    # a loop, since XLA's CPU backend may fuse a product into each of its uses, and compute it for each
+    return jax.lax.map(product, y.reshape(m // LOOPED, LOOPED, h, w)).reshape(m, h, w)
 
 
 def degrees(affinity: Affinity) -> Float[Array, "h w"]:
