@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
 from jaxseg.ops.conv import atrous_conv, conv_transpose
 from jaxseg.ops.depthwise import depthwise_conv
+from jaxseg.ops.winograd import conv3x3
 
 __all__ = [
     "BatchNorm",
@@ -157,7 +158,13 @@ class ConvNormAct(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h2 w2 c2"]:
         pad = (self.window - 1) // 2 * self.dilation
-        conv = depthwise_conv if self.depthwise else atrous_conv if self.dilation > 1 and self.window > 1 else None
+        conv: Callable[..., Array] | None = None
+        if self.depthwise:
+            conv = depthwise_conv
+        elif self.dilation > 1 and self.window > 1:
+            conv = atrous_conv
+        elif (self.window, self.stride) == (3, 1) and x.shape[-1] >= 1024:
+            conv = conv3x3
         x = nn.Conv(
             self.features,
             (self.window, self.window),
