@@ -115,7 +115,7 @@ def test_a_lazy_penalty_comes_every_other_step_twice_as_large():
 
 
 def test_schedules():
-    stages = schedule(8, 64, total_kimg=25_000)
+    stages = schedule(8, 64, total_kimg=25_000.0)
     assert [s.resolution for s in stages] == [8, 16, 32, 64]
     assert [s.batch for s in stages] == [256, 128, 64, 32]
     assert [s.fade_images for s in stages] == [0, 600_000, 600_000, 600_000]
