@@ -50,6 +50,8 @@ class Faces:
     """Most channels; published 512."""
     learning_rate: float = 0.002
     """Below 128x128; published 0.001."""
+    ema_half_life: float = 1000.0
+    """Images after which the averaged generator has half forgotten: short, for a short run; published 10000."""
     conditional: bool = False
     """Generate a class that one asks for."""
     samples: int = 1024
@@ -142,6 +144,7 @@ def agreement(source: PictureSource, made: np.ndarray, asked: np.ndarray, steps:
 
 def train_faces(config: Faces, kind: str, loss: AdversarialLoss, **fields: Any) -> dict[str, Any]:
     """Grows a generator and leaves grids with fixed latents, and `results.json` with a distance for each stage."""
+    loss = dataclasses.replace(loss, ema_half_life=config.ema_half_life)
     source_of = functools.cache(lambda size: pictures(config.data, size))
     source = source_of(config.resolution)
     classes = source.num_classes if config.conditional else 0
@@ -197,6 +200,7 @@ def train_faces(config: Faces, kind: str, loss: AdversarialLoss, **fields: Any) 
         (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
     described = {"model": f"{kind}_generator", **shape, "fields": fields, "classes": list(source.class_names)}
+    described |= {"penalty_every": loss.penalty_every, "ema_half_life": loss.ema_half_life}
     run = Run(0, out=config.out, seed=config.seed, checkpoint_every=config.checkpoint_every)
     grow(stages, fns_of, source_of, run, config=described, after=after)
     return results

@@ -3,7 +3,7 @@
     python experiments/progan_faces.py --data kaokore64 --out runs/progan                # to 16x16, 2 CPU cores
     python experiments/progan_faces.py --data kaokore64 --conditional --out runs/progan_classes
     python experiments/progan_faces.py --data kaokore64 --resolution 64 --fade-kimg 600 --train-kimg 600 \
-        --batch 0 --base-features 16384 --max-features 512 --learning-rate 0.001   # a GPU
+        --batch 0 --base-features 16384 --max-features 512 --learning-rate 0.001 --ema-half-life 10000   # a GPU
 
 The run leaves a grid with fixed latents for each resolution, and the sliced Wasserstein distance after each.
 """

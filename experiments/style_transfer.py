@@ -120,7 +120,7 @@ def main(config: Config) -> None:
     result = fit(fns, feed, evaluation, run, config=described)
     if not result.stopped:
         variables = {"params": jax.device_get(result.state.params)}
-        show = [[jnp.float32(s[i]["image"]) / 255 for i in (0, 5, 10)[: len(s)]] for s in held_out]
+        show = [[jnp.float32(s[i]["image"]) / 255 for i in range(0, len(s), max(len(s) // 3, 1))[:3]] for s in held_out]
         save_grid(run.out / "grid.png", model, variables, *show, alphas=(0.5, 1.0))
 
 

@@ -3,7 +3,8 @@
     python experiments/stylegan_faces.py --data kaokore64 --out runs/stylegan            # to 16x16, 2 CPU cores
     python experiments/stylegan_faces.py --data kaokore64 --conditional --out runs/stylegan_classes
     python experiments/stylegan_faces.py --data kaokore64 --resolution 64 --fade-kimg 600 --train-kimg 600 \
-        --total-kimg 5000 --batch 0 --base-features 16384 --max-features 512 --learning-rate 0.001   # a GPU
+        --total-kimg 5000 --batch 0 --base-features 16384 --max-features 512 --learning-rate 0.001 \
+        --ema-half-life 10000 --penalty-every 1   # a GPU
 
 The run leaves a grid with fixed latents for each resolution, and the sliced Wasserstein distance after each.
 """

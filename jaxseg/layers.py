@@ -206,7 +206,8 @@ class FCNHead(nn.Module):
 def _equalized(layer: nn.Module, shape: tuple[int, ...], fan_in: int, gain: float, multiplier: float) -> Array:
     """The kernel at run time: N(0, 1) parameters times gain / sqrt(fan_in), the equalized learning rate."""
     start = lambda key, shape, dtype: jax.random.normal(key, shape, dtype) / multiplier  # noqa: E731
-    return layer.param("kernel", start, shape, jnp.float32) * (gain / fan_in**0.5 * multiplier)
+    kernel = jnp.asarray(layer.param("kernel", start, shape, jnp.float32))  # a checkpoint's may be NumPy's
+    return kernel * (gain / fan_in**0.5 * multiplier)
 
 
 class EqualizedDense(nn.Module):

@@ -144,7 +144,7 @@ def test_style_transfer_trains_and_draws_its_grid(tmp_path, monkeypatch):
     )
     style_transfer.main(config)
     with Image.open(tmp_path / "run" / "grid.png") as grid:
-        assert grid.size == (3 * 18, 5 * 18)
+        assert grid.size == (4 * 18, 7 * 18)
 
 
 def test_faces_grow_with_labels_and_without(tmp_path):

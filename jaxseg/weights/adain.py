@@ -127,19 +127,20 @@ def load_adain_transfer(
 def normalize_encoder(
     model: nn.Module, variables: Mapping[str, Any], images: Float[Array, "n h w 3"]
 ) -> dict[str, Any]:
-    """`variables` with the encoder's filters scaled to a mean activation of one over `images` in [0, 1].
+    """`variables` with each layer of the encoder scaled to a mean activation of one over `images` in [0, 1].
 
-    What makes ImageNet's VGG the "normalised" one (Gatys et al. 2016, section 2), whose losses and features are
-    of order one: a ReLU network computes the same but for the scale of each channel. A filter that no image
-    excites keeps its scale. Loading `vgg_normalised.pth` needs none of it.
+    ImageNet's activations grow to hundreds with depth, and the losses with their squares. A ReLU network that
+    is scaled layer by layer computes the same but for those scales. `vgg_normalised.pth` is scaled filter by
+    filter (Gatys et al. 2016, section 2), for which a few images do not do: a filter that they hardly excite
+    would outweigh the rest.
     """
     features = jax.jit(lambda v, x: model.apply(v, x, method="encode"))(variables, images)
     encoder = dict(variables["params"]["encoder"])
-    before = jnp.ones(3)
+    before = jnp.ones(())
     for _, (_, _, name) in list(_places(traverse_util.flatten_dict(dict(variables)), "encoder"))[1:]:
-        mean = features[name.replace("conv", "relu")].mean((0, 1, 2))
+        mean = features[name.replace("conv", "relu")].mean()
         scale = jnp.where(mean > 0, mean, 1)
         kernel, bias = encoder[name]["kernel"], encoder[name]["bias"]
-        encoder[name] = {"kernel": kernel * before[:, None] / scale, "bias": bias / scale}
+        encoder[name] = {"kernel": kernel * before / scale, "bias": bias / scale}
         before = scale
     return {**variables, "params": {**variables["params"], "encoder": encoder}}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from jaxseg.metrics.generation import frechet_distance, inception_score, precision_recall
+from jaxseg.metrics.generation import frechet_distance, inception_score, perceptual_path_length, precision_recall
 
 RNG = np.random.default_rng(0)
 A = RNG.standard_normal((80, 5)) @ RNG.standard_normal((5, 5))
@@ -63,3 +63,19 @@ def test_features_that_do_not_fit():
         frechet_distance(A, B[:, :4])
     with pytest.raises(ValueError, match="rows, 4 or more"):
         precision_recall(A[:3], B)
+
+
+def test_path_length_of_a_linear_generator_is_that_of_its_chords():
+    first, second = A[:40], A[40:]
+    matrix = RNG.standard_normal((5, 7))
+    squared = lambda a, b: np.square(a - b).sum(-1)  # noqa: E731
+    at = RNG.random(40)
+    lengths = np.square((second - first) @ matrix).sum(1)
+    inner = np.sort(lengths)[1:-1]  # of forty, a hundredth at either end is one
+    ours = perceptual_path_length(lambda x: x @ matrix, squared, first, second, at)
+    np.testing.assert_allclose(ours, inner.mean(), rtol=1e-4)
+    # on the sphere a chord of a small step is the angle between the ends
+    cosines = np.sum(first * second, 1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
+    arcs = np.sort(np.arccos(cosines) ** 2)[1:-1]
+    ours = perceptual_path_length(lambda x: x, squared, first, second, at, spherical=True)
+    np.testing.assert_allclose(ours, arcs.mean(), rtol=1e-4)

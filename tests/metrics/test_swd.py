@@ -47,7 +47,7 @@ def test_it_orders_what_is_nearer():
 
 
 def test_sets_that_do_not_fit():
-    with pytest.raises(ValueError, match="two sets of one shape"):
+    with pytest.raises(ValueError, match="as many images as reals"):
         sliced_wasserstein(draws(0, 4), draws(0, 8), seed=0)
     with pytest.raises(ValueError, match="patches of 7 pixels"):
         sliced_wasserstein(draws(0, 4, 4), draws(0, 4, 4), seed=0)
