@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from models.test_detectors import fill, init_shapes, small
+from models.test_detectors import filled
 from PIL import Image
 from pycocotools import mask as coco_mask
 from safetensors.numpy import save_file
@@ -20,8 +20,8 @@ def test_coco_names():
 
 
 def test_predict_writes_figure_json_and_instances(tmp_path, monkeypatch, capsys):
-    model = small("maskrcnn_resnet50_fpn")
-    save_file(to_published(model, fill(init_shapes(model))), tmp_path / "w.safetensors")
+    model, variables = filled("maskrcnn_resnet50_fpn")
+    save_file(to_published(model, variables), tmp_path / "w.safetensors")
     monkeypatch.setattr(cli_detect, "create_model", lambda name, num_classes: model.clone(num_classes=num_classes))
     pixels = np.random.default_rng(0).integers(0, 256, (15, 12, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     Image.fromarray(pixels).save(tmp_path / "photo.png")

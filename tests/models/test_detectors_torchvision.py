@@ -21,12 +21,13 @@ FIELDS = {
     "min_size": 96,
     "max_size": 160,
 }
-# spreads of the outputs of heads that make well-separated scores and boxes unlike the anchors
+# spreads of the outputs of heads that make well-separated scores and boxes unlike the anchors; rounding moves an edge
+# by its share of the delta, times anchors of up to 512 pixels
 SPREADS = {
     "cls_logits": 2.0,
-    "rpn.head.bbox_pred": 0.3,
+    "rpn.head.bbox_pred": 0.1,
     "cls_score": 3.0,
-    "box_predictor.bbox_pred": 1.0,
+    "box_predictor.bbox_pred": 0.5,
     "mask_fcn": 2.0,
 }
 
