@@ -172,3 +172,25 @@ def test_shapes_mask_rcnn_trains_scores_and_draws(tmp_path, capsys):
     assert {"box_ap50", "mask_ap", "mask_ap50"} <= set(scores)
     assert "mask_ap50" in capsys.readouterr().out
     assert Image.open(tmp_path / "run" / "detections.png").size == (3 * 512, 2 * 512)
+
+
+def test_bsds_scores_both_methods_and_goes_on_where_it_stopped(tmp_path, capsys):
+    bsds = load("bsds")
+    for kind in ("images", "labels"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+    halves = np.kron([[0, 1]], np.ones((24, 16), np.uint8))
+    for name, label in {"a": halves, "b": halves.T}.items():
+        colour = np.where(label[..., None], [200, 80, 60], [40, 90, 160]).astype(np.uint8)
+        Image.fromarray(colour).save(tmp_path / "data" / "images" / f"{name}.jpg")
+        for human in range(2):
+            Image.fromarray(label.astype(np.uint8)).save(tmp_path / "data" / "labels" / f"{name}_{human}.png")
+    config = bsds.Config(tmp_path / "data", tmp_path / "out", clusters=(2,), levels=(0.05, 0.3), num_eigenvectors=2)
+    bsds.main(config)
+    first = capsys.readouterr().out
+    assert "NCuts, published" in first
+    rows = json.loads((tmp_path / "out" / "scores.json").read_text())["rows"]
+    assert rows["kmeans"][0] == rows["kmeans"][7] == 1.0  # covering and boundary F of two flat halves
+    assert rows["ncut"][0] >= 13 / 16  # a contour is as wide as its filters, here a few of the 16 pixels
+    (tmp_path / "out" / "ncut" / "b.json").unlink()
+    bsds.main(config)
+    assert capsys.readouterr().out == first

@@ -28,7 +28,9 @@ def watershed_cells(strength: Float[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"
     levels = np.clip(strength / max(float(top), 1e-9) * 4000, 0, 65535).astype(np.uint16)
     minima = levels == scipy.ndimage.minimum_filter(levels, size=3)
     markers, _ = scipy.ndimage.label(minima, structure=np.ones((3, 3)))
-    return scipy.ndimage.watershed_ift(levels, markers.astype(np.int32)) - 1
+    # within a wall: scipy's flood runs on from the end of a row to the start of the next
+    levels, markers = np.pad(levels, 1, constant_values=65535), np.pad(markers.astype(np.int32), 1)
+    return scipy.ndimage.watershed_ift(levels, markers)[1:-1, 1:-1] - 1
 
 
 def _borders(cells: Int[np.ndarray, "h w"], strength: Float[np.ndarray, "h w"]) -> list[dict[int, list[float]]]:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from jaxseg.clustering import hierarchy, segmentation_at, segmentation_of
 from jaxseg.clustering.contours import contour_strength, contour_tensor, segmentation_strength, strongest, thin
@@ -62,6 +63,13 @@ def test_cells_meet_at_the_strongest_and_merge_across_the_weakest():
     assert (np.diff(tree.heights) >= 0).all()
     counts = [len(np.unique(segmentation_at(tree, level))) for level in (0.0, 0.3, 1.0)]
     assert counts == [3, 2, 1]
+
+
+def test_cells_do_not_run_over_the_image_s_sides():
+    strength = np.random.default_rng(1).random((12, 13))
+    cells = watershed_cells(strength)
+    for j in range(cells.max() + 1):
+        assert scipy.ndimage.label(cells == j, structure=np.ones((3, 3)))[1] == 1
 
 
 def test_every_merge_takes_the_least_border_left():

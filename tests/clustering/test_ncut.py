@@ -1,5 +1,6 @@
 """Normalized Cut against dense definitions on small graphs, brute force, and scipy's eigensolver."""
 
+import functools
 import itertools
 import math
 
@@ -14,19 +15,23 @@ import scipy.sparse.linalg
 from jaxseg.clustering import (
     assoc,
     cut,
-    graph,
     is_stable,
-    ncut,
     ncut_graph,
     ncut_regions,
     ncut_value,
     region_affinity,
     splitting_point,
 )
+from jaxseg.clustering import graph as any_graph
+from jaxseg.clustering import ncut as any_ncut
 from jaxseg.clustering.eigen import smallest_eigenpairs
 from jaxseg.ops.affinity import affinity_product, coarsen, laplacian_product, pixel_affinity, subgraph
 
 KEY = jax.random.key(0)
+
+# the published weights, and a short radius: XLA's compile time goes with the number of edges
+graph = functools.partial(any_graph, space="rgb", radius=3.0, sigma_distance=4.0, sigma_contour=None)
+ncut = functools.partial(any_ncut, space="rgb", radius=3.0, sigma_distance=4.0, sigma_contour=None)
 
 
 def dense(affinity):
@@ -275,3 +280,57 @@ def test_no_worse_than_spectral_clustering():
     theirs = cluster.SpectralClustering(4, affinity="precomputed", random_state=0).fit_predict(dense(g))
     value = ncut_value(g, jnp.asarray(theirs.reshape(30, 24)), 4)
     assert float(ours.ncut_value) <= float(value) * 1.001
+
+
+def textures(h, w):
+    """Stripes, checks, noise and two constant regions."""
+    y, x = np.mgrid[:h, :w]
+    image = np.stack([0.5 + 0.3 * np.sin(x / 2), 0.4 + 0.2 * ((x // 3 + y // 3) % 2), 0.5 + 0 * x], axis=-1)
+    image[: h // 2, : w // 2] = [0.2, 0.6, 0.3]
+    image[: h // 3, w // 2 :] = 0.5
+    return np.clip(image + 0.1 * np.random.default_rng(0).random((h, w, 1)) * (y > h / 2)[..., None], 0, 1)
+
+
+def spread(affinity):
+    """D^-1/2 W D^-1/2 as scipy has it, edge by edge."""
+    h, w = affinity.degree.shape
+    r, index = affinity.reach, np.arange(h * w).reshape(h, w)
+    matrix = scipy.sparse.diags_array(np.asarray(affinity.degree - affinity.diagonal, np.float64).ravel()).tocsr()
+    for plane, (dy, dx) in zip(np.asarray(affinity.weights, np.float64), affinity.offsets, strict=True):
+        y, x = np.nonzero(plane[r:, r : r + w])
+        half = scipy.sparse.coo_array((plane[y + r, x + r], (index[y, x], index[y + dy, x + dx])), shape=(h * w, h * w))
+        matrix = matrix + half + half.T
+    scale = scipy.sparse.diags_array(1 / np.sqrt(matrix.sum(axis=1)))
+    return (scale @ matrix @ scale).tocsr()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("weights", [{}, {"space": "rgb", "sigma_feature": 0.1, "sigma_contour": None}])
+def test_eigenvalues_of_eigsh_at_160_by_120(weights):
+    solve = jax.jit(lambda g: smallest_eigenpairs(g, 7, key=KEY))
+    for image in (textures(120, 160), np.full((120, 160, 3), 0.3), noisy_blocks(120, 160, noise=0.1)):
+        g = any_graph(jnp.asarray(image, jnp.float32), **weights)
+        theirs = scipy.sparse.linalg.eigsh(spread(g), 8, which="LA", tol=1e-7, return_eigenvectors=False)
+        np.testing.assert_allclose(solve(g).values, 1 - np.sort(theirs)[::-1][1:], atol=1e-5)
+
+
+@pytest.mark.parity
+def test_no_worse_than_cut_normalized():
+    skimage_graph = pytest.importorskip("skimage.graph", reason="needs scikit-image, the parity extra")
+    cells = np.add.outer(np.arange(30) // 5 * 6, np.arange(30) // 5)
+    g = graph(jnp.asarray(noisy_blocks(30, 30, noise=0.15)), sigma_feature=0.3)
+    weights = np.array(region_affinity(g, jnp.asarray(cells), 36), np.float64)
+    weights /= (weights - np.diag(np.diag(weights))).max()
+    np.fill_diagonal(weights, 1.0)  # as cut_normalized has it
+    theirs = skimage_graph.RAG()
+    for i, j in zip(*np.nonzero(np.triu(weights, 1)), strict=True):
+        theirs.add_edge(int(i), int(j), weight=weights[i, j])
+    for i in range(36):
+        theirs.nodes[i]["labels"] = [i]
+    labels = skimage_graph.cut_normalized(np.arange(36).reshape(6, 6), theirs, thresh=0.3, in_place=False, rng=0)
+    _, labels = np.unique(labels.ravel(), return_inverse=True)
+    k = labels.max() + 1
+    assert 2 <= k < 36
+    value = sum(1 - weights[labels == j][:, labels == j].sum() / weights[labels == j].sum() for j in range(k))
+    ours = ncut_regions(jnp.asarray(weights, jnp.float32), int(k), key=KEY)
+    assert float(ours.ncut_value) <= value * 1.001
