@@ -4,7 +4,7 @@
 
 Normalized Cut: the contours of its eigenvectors, with the image's own, merged from cells to few segments.
 k-means: pixels by Lab and position, a segmentation for each number of clusters.
-On val, ncut: covering 0.454, PRI 0.748, VI 2.14, F 0.551 (100 images in 9 minutes of two busy cores).
+Ten images of val, `--methods ncut --first 8 --step 10`: covering 0.553, PRI 0.851, VI 1.92, F 0.555; 7 s an image.
 Resumable: scores are kept by image under `out`; a second run goes on where one stopped.
 """
 
