@@ -59,6 +59,10 @@ def theirs(name, num_classes=91):
             else:
                 noise *= 0.2
             value.copy_(torch.from_numpy(noise))
+        for module in model.modules():  # here too: deep sums amplify rounding, PyTorch's own included, a hundredfold
+            if type(module).__name__ == "InvertedResidual":
+                module.block[-1][1].weight *= 0.3
+                module.block[-1][1].bias *= 0.3
         hooks = []
         for key, module in model.named_modules():
             if isinstance(module, torch.nn.BatchNorm2d):
