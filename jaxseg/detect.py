@@ -67,7 +67,7 @@ def _checked(images: Any) -> list[np.ndarray]:
 def detect(
     model: nn.Module,
     variables: PyTree,
-    images: Sequence[Shaped[np.ndarray, "_ _ 3"]] | Shaped[np.ndarray, "n h w 3"] | Float[Array, "n h w 3"],
+    images: Sequence[Shaped[np.ndarray, "..."]] | Shaped[np.ndarray, "n h w 3"] | Float[Array, "n h w 3"],
     *,
     min_size: int | None = None,
     max_size: int | None = None,

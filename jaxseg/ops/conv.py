@@ -139,11 +139,13 @@ def atrous_conv(
     if set(window_strides) != {1} or groups != 1:
         raise ValueError(f"atrous_conv has no strides or groups, got {window_strides} and {groups}")
     pads, dilation = tuple((low, high) for low, high in padding), (rhs_dilation[0], rhs_dilation[1])
+    options = {"dimension_numbers": _LAYOUT} | options
+
+    def by_xla(x: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, rhs_dilation=dilation, **options)
+
+    if not all(isinstance(n, int) for n in x.shape):  # jax.export leaves a size open: what a place sees is unknown
+        return by_xla(x, kernel)
     return jax.lax.platform_dependent(
-        x,
-        kernel,
-        cpu=lambda x, kernel: _shifted_products(x, kernel, pads, dilation),
-        default=lambda x, kernel: jax.lax.conv_general_dilated(
-            x, kernel, window_strides, padding, rhs_dilation=dilation, **{"dimension_numbers": _LAYOUT} | options
-        ),
+        x, kernel, cpu=lambda x, kernel: _shifted_products(x, kernel, pads, dilation), default=by_xla
     )

@@ -69,7 +69,7 @@ def _tiles(x: Array, window: int, ceil_mode: bool) -> list[Array]:
     return [x[:, :, i, :, j] for i in range(window) for j in range(window)]
 
 
-def _max_of_views(x: Array, window: int, stride: int, padding: int, ceil_mode: bool, dilation: int) -> Array:
+def _max_of_views(x: Array, window: int, stride: int, padding: int, ceil_mode: bool, dilation: int = 1) -> Array:
     if window == stride and padding == 0 and dilation == 1:
         return _best(_tiles(x, window, ceil_mode))
     x = _fill_windows(x, window, stride, padding, ceil_mode, dilation)

@@ -72,6 +72,7 @@ def conv3x3(
     def by_xla(x: Array, kernel: Array) -> Array:
         return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
 
-    if x.shape[0] * x.shape[1] * x.shape[2] < LEAST_PIXELS:
+    known = all(isinstance(n, int) for n in x.shape)  # jax.export may leave a size open
+    if not known or x.shape[0] * x.shape[1] * x.shape[2] < LEAST_PIXELS:
         return by_xla(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=_winograd, default=by_xla)

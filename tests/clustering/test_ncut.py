@@ -167,8 +167,11 @@ def test_three_blocks_are_found(method):
 
 
 def test_recursion_stops_at_max_ncut():
-    result = ncut(noisy_blocks(24, 30), 6, method="recursive", sigma_feature=0.15, stability=False, max_ncut=0.1)
-    assert len(np.unique(result.labels)) == 3
+    options = {"method": "recursive", "sigma_feature": 0.15, "stability": False}
+    for max_ncut, segments in ((0.05, 3), (0.1, 4)):  # to halve the largest block costs 0.097
+        result = ncut(noisy_blocks(24, 30), 6, max_ncut=max_ncut, **options)
+        assert len(np.unique(result.labels)) == segments
+        assert result.ncut_value <= max_ncut
 
 
 def test_stability_tells_steps_from_ramps():
