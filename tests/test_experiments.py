@@ -147,6 +147,7 @@ def test_style_transfer_trains_and_draws_its_grid(tmp_path, monkeypatch):
         assert grid.size == (4 * 18, 7 * 18)
 
 
+@pytest.mark.slow
 def test_faces_grow_with_labels_and_without(tmp_path):
     classes = ("a", "b")
     write_pictures(tmp_path / "faces", [f"{c}/{j}.png" for c in classes for j in range(36)], (16, 16), 0)
@@ -164,6 +165,7 @@ def test_faces_grow_with_labels_and_without(tmp_path):
     assert (tmp_path / "progan" / "grid_8.png").exists()
 
 
+@pytest.mark.slow
 def test_shapes_mask_rcnn_trains_scores_and_draws(tmp_path, capsys):
     experiment = load("shapes_mask_rcnn")
     run = Run(steps=2, batch=8, out=tmp_path / "run", checkpoint_every=2)
