@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden.named import fill, image
+from golden.named import close_as_theirs, fill, image
 
 from jaxseg.backbones import BACKBONES, backbone_fields
 from jaxseg.backbones.googlenet import googlenet
@@ -200,14 +200,20 @@ def test_every_feature_is_torchvisions(name, output_stride):
         module.register_forward_hook(lambda _, __, output, key=key: keep(key, output))
     apply = functools.partial(model.apply, mutable=["batch_stats"])
     ours = jax.jit(lambda v, x: [apply(v, x, train=train)[0] for train in (False, True)])(variables, images)
-    for train, features in enumerate(ours):
-        theirs.load_state_dict(state)
+
+    def theirs_in(dtype, train):
+        theirs.to(dtype).load_state_dict(state)
         found.clear()
         with torch.no_grad():
-            theirs.train(bool(train))(torch.tensor(np.asarray(images)).permute(0, 3, 1, 2))
+            theirs.train(train)(torch.tensor(np.asarray(images), dtype=dtype).permute(0, 3, 1, 2))
         assert found.keys() == numbered.keys()
-        for key, expected in found.items():
-            close(features[key], expected, f"{key} {train=}")
+        return dict(found)
+
+    evaluated, trained = theirs_in(torch.float32, False), theirs_in(torch.float32, True)
+    exact = theirs_in(torch.float64, True)
+    for key in numbered:
+        close(ours[0][key], evaluated[key], f"{key} in eval mode")
+        close_as_theirs(ours[1][key], trained[key], exact[key])
 
 
 def test_large_has_the_papers_strides():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden.named import fill, image
+from golden.named import close_as_theirs, fill, image
 from models.test_zoo import LIVE, narrow
 
 import jaxseg
@@ -20,17 +20,6 @@ def close(ours, theirs, what=""):
     """Within 1e-4 of numbers scaled to order 1."""
     theirs = theirs.numpy()
     np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=1e-4 * max(1e-2, np.std(theirs)), err_msg=what)
-
-
-def close_as_theirs(ours, theirs, exact):
-    """As near to float64 as 1e-4, or, where theirs is not that near itself, as three times its distance.
-
-    Fifty norms by the statistics of a hundred pixels, or of two, make more of a rounding than 1e-4.
-    """
-    theirs, exact = np.asarray(theirs), np.asarray(exact)
-    rounding = np.abs(theirs - exact).max()
-    error = np.abs(np.asarray(ours) - exact).max()
-    assert error <= max(1e-4 * max(1e-2, np.std(exact)), 3 * rounding), (error, rounding)
 
 
 SIZES = {  # semseg takes 8 k + 1, SMP multiples of the output stride but for U-Net
