@@ -90,7 +90,9 @@ def export_onnx(model: nn.Module, variables: PyTree, *, size: tuple[int, int], b
     try:
         from jax2onnx import to_onnx
     except ImportError as error:
-        raise ImportError("ONNX needs the converter: pip install 'jaxseg[onnx]'") from error
+        raise ImportError(
+            "ONNX needs the converter: pip install 'jaxseg[onnx]' && pip install --no-deps jax2onnx"
+        ) from error
     shape = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
     # ONNX has no platforms to choose by, and the converter no such primitive
     with mock.patch.object(jax.lax, "platform_dependent", _default_form):
