@@ -15,11 +15,11 @@ import pathlib
 import tyro
 
 from jaxseg.cli.arguments import Size, bar
-from jaxseg.cli.train import start_from
 from jaxseg.data import flip, oxford_pets, scale_crop
 from jaxseg.fit import Run, fit, training_feed
 from jaxseg.losses import cross_entropy
 from jaxseg.predict import predictor, score
+from jaxseg.pretrained import start_from
 from jaxseg.report import finish_run
 from jaxseg.runs import load_run, model_config, model_from_config
 from jaxseg.train import adamw_cosine, supervised

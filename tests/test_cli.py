@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 
 import jaxseg
 from jaxseg.cli import main
-from jaxseg.cli.train import LOSSES, PIXELWISE, loss_of, start_from
+from jaxseg.cli.train import LOSSES, PIXELWISE, loss_of
+from jaxseg.pretrained import start_from
 from jaxseg.weights import WeightsMismatch, save_weights, to_published
 
 NAMES = ("sky", "ground")

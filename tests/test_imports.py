@@ -34,6 +34,7 @@ MAY = {
     "detect": {"ops", "data"},
     "predict": {"ops", "data", "detect", "metrics"},
     "runs": {"checkpoint", "models"},
+    "pretrained": {"runs", "weights"},
     "report": {"data", "predict", "runlog", "runs", "visualize"},
     "cli": {"*"},
     "__init__": {"models", "runs", "weights"},

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxseg.ops.batch import batch_sum
@@ -15,10 +16,6 @@ def smooth_l1(error: Float[Array, "*n"], beta: float = BETA) -> Float[Array, "*n
     """|error| - beta/2, and below `beta` error^2 / (2 beta) (Girshick 2015, equation 3)."""
     size = jnp.abs(error)
     return jnp.where(size < beta, 0.5 * error**2 / beta, size - 0.5 * beta)
-
-
-def _cross_entropy_of_bits(logits: Array, targets: Array) -> Array:
-    return jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
 
 def _share(values: Array, chosen: Array, count: Array) -> Array:
@@ -39,7 +36,7 @@ def proposal_losses(
     The box loss sums over positives and is divided by the number of all that were sampled.
     """
     count = jnp.sum(valid.astype(jnp.float32))
-    objectness = _cross_entropy_of_bits(logits, positive.astype(jnp.float32))
+    objectness = optax.sigmoid_binary_cross_entropy(logits, positive.astype(jnp.float32))
     error = jnp.where(positive[..., None], deltas - targets, 0)  # targets of others may be infinite
     return _share(objectness, valid, count), _share(smooth_l1(error).sum(-1), positive, count)
 
@@ -67,5 +64,5 @@ def mask_loss(
     logits: Float[Array, "n p m m"], targets: Float[Array, "n p m m"], valid: Bool[Array, "n p"]
 ) -> Float[Array, ""]:
     """Cross-entropy of every pixel of the masks of objects, each of its own class (He et al. 2017, section 3)."""
-    values = _cross_entropy_of_bits(logits, targets).mean((-1, -2))
+    values = optax.sigmoid_binary_cross_entropy(logits, targets).mean((-1, -2))
     return _share(values, valid, jnp.sum(valid.astype(jnp.float32)))
