@@ -13,15 +13,13 @@ from jaxtyping import PyTree
 from PIL import Image
 
 from jaxseg.cli.arguments import bar
-from jaxseg.data import DataError, read_image
+from jaxseg.data import IMAGE_SUFFIXES, DataError, read_image
 from jaxseg.models.adain_transfer import ENCODERS, AdaINTransfer
 from jaxseg.ops.color import match_colors
 from jaxseg.runs import load_variables
 from jaxseg.weights import load_adain_transfer
 
 __all__ = ["Stylize", "stylize_command", "stylizer"]
-
-_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +113,9 @@ def _model(config: Stylize) -> tuple[AdaINTransfer, PyTree]:
 def _content_files(path: pathlib.Path) -> list[pathlib.Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise DataError(f"{path}: no image in this folder; looked for {' '.join(sorted(_SUFFIXES))}")
+        raise DataError(f"{path}: no image in this folder; looked for {' '.join(sorted(IMAGE_SUFFIXES))}")
     return files
 
 

@@ -23,7 +23,7 @@ from jaxseg.cli.arguments import Size, bar, checked, describe, evaluation_split,
 from jaxseg.cli.detect import detect_files
 from jaxseg.cli.train import placement_of
 from jaxseg.cli.trained import load_trained
-from jaxseg.data import DataError, read_image
+from jaxseg.data import IMAGE_SUFFIXES, DataError, read_image
 from jaxseg.fit import evaluate_batches, evaluation_feed
 from jaxseg.losses import cross_entropy
 from jaxseg.models import DETECTORS
@@ -34,8 +34,6 @@ from jaxseg.train import TrainState, supervised
 from jaxseg.visualize import overlay, palette_image
 
 __all__ = ["Evaluate", "Predict", "evaluate_command", "predict_command"]
-
-_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +94,9 @@ def _image_files(paths: tuple[pathlib.Path, ...]) -> list[tuple[pathlib.Path, pa
     found = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
-                raise DataError(f"{path}: no image in this folder; looked for {' '.join(sorted(_SUFFIXES))}")
+                raise DataError(f"{path}: no image in this folder; looked for {' '.join(sorted(IMAGE_SUFFIXES))}")
             found += [(p, p.relative_to(path).with_suffix("")) for p in inside]
         elif path.exists():
             found.append((path, pathlib.Path(path.stem)))

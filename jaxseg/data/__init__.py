@@ -14,7 +14,7 @@ from jaxseg.data.augment import (
 from jaxseg.data.canvas import MEAN_COLOUR, Fit, fit_geometry, fit_image, fit_map, fit_to
 from jaxseg.data.check import DataReport, check_data, median_frequency
 from jaxseg.data.folder import FolderSource, folder, folder_splits
-from jaxseg.data.images import read_image, read_mask
+from jaxseg.data.images import IMAGE_SUFFIXES, read_image, read_mask
 from jaxseg.data.official import OfficialSource, ade20k, cityscapes, oxford_pets, voc
 from jaxseg.data.pictures import PictureSource, centre_square, pictures
 from jaxseg.data.pipeline import batch_names, eval_batches, train_batches
@@ -26,6 +26,7 @@ __all__ = [
     "IGNORE",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "IMAGE_SUFFIXES",
     "MEAN_COLOUR",
     "Augmentation",
     "DataError",

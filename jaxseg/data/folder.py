@@ -18,14 +18,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxseg.data.images import read_image, read_mask
+from jaxseg.data.images import IMAGE_SUFFIXES, read_image, read_mask
 from jaxseg.data.source import IGNORE, DataError, Example, voc_palette
 
 __all__ = ["FolderSource", "folder", "folder_splits"]
 
 _IMAGE_DIRS = ("images", "image", "imgs", "img")
 _LABEL_DIRS = ("labels", "masks", "annotations", "label", "mask")
-_IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 _MASK_SUFFIXES = frozenset((".png", ".bmp", ".tif", ".tiff", ".webp"))
 _VALIDATION = ("val", "validation", "valid")
 
@@ -109,7 +108,7 @@ def folder(
         if not pairs and not problems:
             raise DataError(f"{root}: no example falls into '{split}' at validation_fraction={validation_fraction}")
     if not pairs and not problems:
-        raise DataError(f"{image_dir}: empty folder; looked for {' '.join(sorted(_IMAGE_SUFFIXES))}")
+        raise DataError(f"{image_dir}: empty folder; looked for {' '.join(sorted(IMAGE_SUFFIXES))}")
     if problems and (strict or not pairs):
         raise DataError(*problems, heading=f"{root} ({split}): {len(problems)} problem(s)")
 
@@ -174,7 +173,7 @@ def _choose(
 def _pair(
     image_dir: pathlib.Path, label_dir: pathlib.Path
 ) -> tuple[list[tuple[pathlib.Path, pathlib.Path]], list[str]]:
-    images = _by_stem(image_dir, _IMAGE_SUFFIXES)
+    images = _by_stem(image_dir, IMAGE_SUFFIXES)
     masks = _by_stem(label_dir, _MASK_SUFFIXES)
     problems = [
         f"{same[0]}: the stem is there {len(same)} times ({', '.join(p.name for p in same)}); keep one"

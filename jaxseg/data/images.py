@@ -8,8 +8,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxseg.data.source import DataError
 
-__all__ = ["read_image", "read_mask"]
+__all__ = ["IMAGE_SUFFIXES", "read_image", "read_mask"]
 
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 

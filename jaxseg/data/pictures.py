@@ -8,12 +8,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from jaxseg.data.images import read_image
+from jaxseg.data.images import IMAGE_SUFFIXES, read_image
 from jaxseg.data.source import DataError, Example, voc_palette
 
 __all__ = ["PictureSource", "centre_square", "pictures"]
-
-_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 
 
 def centre_square(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
@@ -65,9 +63,9 @@ def pictures(root: str | os.PathLike, size: int) -> PictureSource:
     root = pathlib.Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise DataError(f"{root}: no picture in it; looked for {' '.join(sorted(_SUFFIXES))}")
+        raise DataError(f"{root}: no picture in it; looked for {' '.join(sorted(IMAGE_SUFFIXES))}")
     if any(path.parent == root for path in found):
         return PictureSource(tuple(found), (0,) * len(found), (root.name,), size)
     groups = [path.relative_to(root).parts[0] for path in found]
