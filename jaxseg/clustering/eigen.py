@@ -1,10 +1,11 @@
 """Smallest eigenpairs of (D - W) y = lambda D y on a pixel graph: LOBPCG with a multigrid preconditioner.
 
 Knyazev 2001 for the block method; the hierarchy sums the graph over 2 x 2 cells, again and again; starts come
-from the coarse graph's eigenvectors, and one cycle through the hierarchy preconditions each residual.
+from the eigenvectors of the graph of half the size, and one cycle through the hierarchy preconditions each residual.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,7 +20,6 @@ HIGHEST = jax.lax.Precision.HIGHEST
 SMOOTHING = 0.7
 COARSEST = 6  # pixels on the shorter side
 LEAST_ITERATIONS = 6  # on the image itself, for the fresh vectors to come down to their place
-SOLVED_FROM = 400  # pixels: levels below this size only precondition
 
 
 class Eigenpairs(NamedTuple):
@@ -68,6 +68,25 @@ def _cycle(levels: list[Affinity], b: Float[Array, "m h w"], visits: int = 2) ->
 
     # a loop, so that the program is as long as the hierarchy and not as the number of visits
     return jax.lax.fori_loop(0, visits if len(levels) > 2 else 1, visit, step * b)
+
+
+def _image_cycle(levels: list[Affinity], b: Float[Array, "m h w"]) -> Float[Array, "m h w"]:
+    """`_cycle` with coarse, smooth, coarse on the image itself, where smoothing is what costs. Symmetric too."""
+    if len(levels) == 1:
+        return _cycle(levels, b)
+    here = levels[0]
+    step = SMOOTHING / jnp.maximum(here.diagonal, 1e-20) * (here.diagonal > 1e-12)
+
+    def smooth(y):
+        y = y + step * (b - laplacian_product(here, y))
+        return y, b - laplacian_product(here, y)
+
+    def correct(i, state):
+        y, residual = state
+        y = y + _prolong(_cycle(levels[1:], _restrict(residual)), here.degree.shape)
+        return jax.lax.cond(i == 0, smooth, lambda y: (y, residual), y)
+
+    return jax.lax.fori_loop(0, 2, correct, (jnp.zeros_like(b), b))[0]
 
 
 def _gram(x: Float[Array, "m h w"], y: Float[Array, "n h w"]) -> Float[Array, "m n"]:
@@ -120,6 +139,7 @@ def _rayleigh_ritz(
 
 def _lobpcg(
     levels: list[Affinity],
+    cycle: Callable[..., Array],
     start: Float[Array, "m h w"],
     k: int,
     tolerance: Array,
@@ -155,7 +175,7 @@ def _lobpcg(
 
     def iterate(state):
         basis, image, values, _, step = state
-        return *enter(basis, image, w, _cycle(levels, residuals(basis, image, values))), step + 1
+        return *enter(basis, image, w, cycle(levels, residuals(basis, image, values))), step + 1
 
     def unfinished(state):
         *_, norms, step = state
@@ -182,16 +202,13 @@ def smallest_eigenpairs(
     """
     levels = _hierarchy(affinity)
     m = min(-(-(k + guard) // 4) * 4, affinity.degree.size)  # XLA's CPU code for 13 vectors is as slow as for 24
-    solved = [i for i, level in enumerate(levels) if i == 0 or level.degree.size >= SOLVED_FROM]
-    y = jax.random.normal(key, (m, *levels[solved[-1]].degree.shape))
-    for i in reversed(solved):
-        graph = levels[i]
-        if i != solved[-1]:
-            # what a coarse graph cannot hold, such as a few pixels apart from the rest, enters here
-            noise = jax.random.normal(jax.random.fold_in(key, i), (m - k, *graph.degree.shape))
-            noise = _cycle(levels[i:], noise * jnp.sqrt(graph.degree))
-            y = jnp.concatenate([_prolong(y, graph.degree.shape)[:k], noise])
-        goal, least = (tolerance, LEAST_ITERATIONS) if i == 0 else (max(tolerance, 1e-4), 0)
-        pairs = _lobpcg(levels[i:], y, k, jnp.float32(goal), least, max_iterations)
-        y = pairs.vectors
+    y = jax.random.normal(key, (m, *levels[min(1, len(levels) - 1)].degree.shape))
+    if len(levels) > 1:
+        # to 1e-4: the image's own iterations do the rest
+        y = _lobpcg(levels[1:], _cycle, y, k, jnp.float32(max(tolerance, 1e-4)), 0, max_iterations).vectors
+        # what a coarse graph cannot hold, such as a few pixels apart from the rest, enters here
+        noise = jax.random.normal(jax.random.fold_in(key, 0), (m - k, *affinity.degree.shape))
+        noise = _cycle(levels, noise * jnp.sqrt(affinity.degree))
+        y = jnp.concatenate([_prolong(y, affinity.degree.shape)[:k], noise])
+    pairs = _lobpcg(levels, _image_cycle, y, k, jnp.float32(tolerance), LEAST_ITERATIONS, max_iterations)
     return Eigenpairs(pairs.values[:k], pairs.vectors[:k], pairs.residuals[:k], pairs.num_iterations)

@@ -71,19 +71,19 @@ def _shift(x: Float[Array, "*c h w"], dy: int, dx: int, fill: float = 0.0) -> Fl
 def _assemble(planes: list[Array], offsets: tuple[tuple[int, int], ...], self_weight: Array) -> Affinity:
     r = reach(offsets)
     h, w = self_weight.shape
-    diagonal = jnp.zeros_like(self_weight)
-    for plane, (dy, dx) in zip(planes, offsets, strict=True):
-        diagonal = diagonal + plane + _shift(plane, -dy, -dx)
     weights = jnp.stack(planes) if planes else jnp.zeros((0, h, w), self_weight.dtype)
-    weights = jnp.pad(weights, ((0, 0), (r, 0), (r, r)))
+    # slices of what is padded once: a pad for each shift is much more code to compile
+    weights = jax.lax.optimization_barrier(jnp.pad(weights, ((0, 0), (r, 0), (r, r))))
+    diagonal = jnp.zeros_like(self_weight)
+    for plane, (dy, dx) in zip(weights, offsets, strict=True):
+        diagonal = diagonal + plane[r : r + h, r : r + w] + plane[r - dy : r - dy + h, r - dx : r - dx + w]
     return Affinity(weights, diagonal + self_weight, diagonal, offsets)
 
 
-def _intervening(contour: Float[Array, "h w"], dy: int, dx: int) -> Float[Array, "h w"]:
-    """Largest contour strength on the straight line from (y, x) to (y + dy, x + dx), ends included."""
+def _line(dy: int, dx: int) -> list[tuple[int, int]]:
+    """The pixels on the straight line from (0, 0) to (dy, dx), ends included."""
     steps = max(abs(dy), abs(dx))
-    line = {(round(t * dy / steps), round(t * dx / steps)) for t in range(steps + 1)}
-    return functools.reduce(jnp.maximum, [_shift(contour, *at) for at in sorted(line)])
+    return sorted({(round(t * dy / steps), round(t * dx / steps)) for t in range(steps + 1)})
 
 
 @functools.partial(jax.jit, static_argnames=("radius", "self_loops"))
@@ -107,12 +107,22 @@ def pixel_affinity(
     channels = jnp.moveaxis(features, -1, 0)
     offsets = tuple(o for o in half_offsets(radius) if o[0] < h and abs(o[1]) < w)
     rows, columns = jnp.arange(h)[:, None], jnp.arange(w)[None]
+    r = reach(offsets)
+
+    def shifted(x):
+        """x at (y + dy, x + dx), as slices of one padded array."""
+        x = jax.lax.optimization_barrier(jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, r), (r, r)]))
+        return lambda dy, dx: x[..., dy : dy + h, r + dx : r + dx + w]
+
+    others = shifted(channels)
+    contours = None if contour is None else shifted(contour)
     planes = []
     for dy, dx in offsets:
-        exponent = jnp.sum((channels - _shift(channels, dy, dx)) ** 2, axis=0) / sigma_feature**2
+        exponent = jnp.sum((channels - others(dy, dx)) ** 2, axis=0) / sigma_feature**2
         exponent = exponent + (dy * dy + dx * dx) / sigma_distance**2
-        if contour is not None:
-            exponent = exponent + _intervening(contour, dy, dx) / sigma_contour
+        if contours is not None:
+            strongest = functools.reduce(jnp.maximum, [contours(*at) for at in _line(dy, dx)])
+            exponent = exponent + strongest / sigma_contour
         inside = (rows + dy < h) & (columns + dx >= 0) & (columns + dx < w)
         planes.append(jnp.where(inside, jnp.exp(-exponent), 0.0))
     return _assemble(planes, offsets, jnp.full((h, w), 1.0 if self_loops else 0.0, features.dtype))
