@@ -51,7 +51,7 @@ def _borders(cells: Int[np.ndarray, "h w"], strength: Float[np.ndarray, "h w"]) 
     return borders
 
 
-def hierarchy(strength: Any, size_power: float = 0.15) -> Hierarchy:
+def hierarchy(strength: Any, size_power: float = 0.07) -> Hierarchy:
     """Merges, one after another, the two neighbours of least border height, until all is one.
 
     The height is the border's mean strength times (smaller segment / image) ** size_power: small segments go

@@ -119,17 +119,38 @@ def discretise(
 
 
 @functools.partial(
-    jax.jit,
-    static_argnames=(
-        "num_segments",
-        "method",
-        "num_eigenvectors",
-        "stability",
-        "restarts",
-        "max_ncut",
-        "tolerance",
-    ),
+    jax.jit, static_argnames=("num_segments", "method", "stability", "restarts", "max_ncut", "tolerance")
 )
+def _cut(
+    affinity: Affinity,
+    pairs: Eigenpairs,
+    num_segments: int,
+    key: PRNGKeyArray,
+    method: str,
+    max_ncut: float,
+    stability: bool,
+    restarts: int,
+    tolerance: float,
+) -> tuple[Int[Array, "h w"], Float[Array, ""]]:
+    """Labels, and their Ncut value."""
+    if num_segments == 1:
+        labels = jnp.zeros(affinity.degree.shape, jnp.int32)
+    elif method == "recursive":
+        labels = _recursive(affinity, num_segments, key, max_ncut, stability, tolerance)
+    else:
+        labels = discretise(affinity, pairs, num_segments, key=key, restarts=restarts)
+        if num_segments == 2:  # where the best split is known better than by k-means
+            threshold, _ = splitting_point(affinity, pairs.vectors[0])
+            split = (pairs.vectors[0] > threshold).astype(jnp.int32)
+            better = ncut_value(affinity, split, 2) < ncut_value(affinity, labels, 2)
+            both = (split.min() == 0) & (split.max() == 1)
+            labels = jnp.where(better & both, split, labels)
+    return labels, ncut_value(affinity, labels, num_segments)
+
+
+_solve = jax.jit(smallest_eigenpairs, static_argnames=("k", "tolerance"))
+
+
 def ncut_graph(
     affinity: Affinity,
     num_segments: int,
@@ -142,24 +163,15 @@ def ncut_graph(
     restarts: int = 4,
     tolerance: float = 1e-5,
 ) -> NCutResult:
-    """Normalized Cut of a given graph; the arguments are those of `ncut`."""
-    h, w = affinity.degree.shape
-    k = min(num_eigenvectors or max(1, num_segments - 1), h * w - 1)
+    """Normalized Cut of a given graph; the arguments are those of `ncut`.
+
+    Two compiled programs, since to compile them as one takes the memory of both.
+    """
+    k = min(num_eigenvectors or max(1, num_segments - 1), affinity.degree.size - 1)
     solve_key, cut_key = jax.random.split(key)
-    pairs = smallest_eigenpairs(affinity, max(1, k), key=solve_key, tolerance=tolerance)
-    if num_segments == 1:
-        labels = jnp.zeros((h, w), jnp.int32)
-    elif method == "recursive":
-        labels = _recursive(affinity, num_segments, cut_key, max_ncut, stability, tolerance)
-    else:
-        labels = discretise(affinity, pairs, num_segments, key=cut_key, restarts=restarts)
-        if num_segments == 2:  # where the best split is known better than by k-means
-            threshold, _ = splitting_point(affinity, pairs.vectors[0])
-            split = (pairs.vectors[0] > threshold).astype(jnp.int32)
-            better = ncut_value(affinity, split, 2) < ncut_value(affinity, labels, 2)
-            both = (split.min() == 0) & (split.max() == 1)
-            labels = jnp.where(better & both, split, labels)
-    return NCutResult(labels, pairs.vectors, pairs.values, ncut_value(affinity, labels, num_segments))
+    pairs = _solve(affinity, k=max(1, k), key=solve_key, tolerance=tolerance)
+    labels, value = _cut(affinity, pairs, num_segments, cut_key, method, max_ncut, stability, restarts, tolerance)
+    return NCutResult(labels, pairs.vectors, pairs.values, value)
 
 
 def graph(
