@@ -142,7 +142,7 @@ class ProGANGenerator(nn.Module):
 
     def inputs(self, images: jax.ShapeDtypeStruct) -> tuple[jax.ShapeDtypeStruct, ...]:
         """What `__call__` takes."""
-        return latent_inputs(self.latent_features, self.num_classes)
+        return latent_inputs(self.latent_features, self.num_classes, images.shape[0])
 
 
 def latent_inputs(features: int, num_classes: int, n: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
