@@ -27,7 +27,7 @@ from jaxseg.data import IMAGE_SUFFIXES, DataError, read_image
 from jaxseg.fit import evaluate_batches, evaluation_feed
 from jaxseg.losses import cross_entropy
 from jaxseg.models import DETECTORS
-from jaxseg.predict import batch_predictor, sliding_predictor
+from jaxseg.predict import batch_predictor, sharded_predictor, sliding_predictor
 from jaxseg.report import metrics_table
 from jaxseg.runs import load_variables, model_from_config
 from jaxseg.train import TrainState, supervised
@@ -65,6 +65,8 @@ class Predict:
     """See every window mirrored, too."""
     batch: int = 1
     """Images, or with windows, scales or flip windows, that the model sees at once."""
+    shard: str = ""
+    """See images whole at their own size, the height shared out among devices, such as `spatial=8`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +122,15 @@ def _segment(
         raise ValueError(f"--batch is at least 1, got {config.batch}")
     if config.long_side is not None and (config.window is None or config.long_side < 1):
         raise ValueError("--long-side is a positive number of pixels, and belongs to --window; without, --size says it")
-    if config.window is None and config.scales == (1.0,) and not config.flip:
+    plain = config.window is None and config.scales == (1.0,) and not config.flip
+    if config.shard:
+        if not plain or config.size is not None:
+            raise ValueError(
+                "--shard sees images whole, at their own size: leave --window, --scales, --flip, --size out"
+            )
+        placement = placement_of("jit", config.shard)
+        return sharded_predictor(model, variables, placement, batch=config.batch), min(config.batch, images)
+    if plain:
         together = min(config.batch, images)
         return batch_predictor(model, variables, size, together), together
     base = size if config.window is None else None
@@ -170,12 +180,15 @@ def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
     """Segment photographs or folders with what a run trained, or with published weights.
 
     By default an image is scaled to fit the size that the model trained at. --window slides over it at its own size
-    instead; --scales and --flip average probabilities over scaled and mirrored images. PSPNet's protocol on VOC is
+    instead; --scales and --flip average probabilities over scaled and mirrored images; --shard spatial=8 sees an
+    image whole that no one of eight devices could hold. PSPNet's protocol on VOC is
     --window 473x473 --long-side 512 --scales 0.5 0.75 1 1.25 1.5 1.75 --flip. Unreadable files are skipped, named
     at the end, and make the exit code 1.
     """
     files = _image_files(config.paths)
     if config.model in DETECTORS:
+        if config.shard:
+            raise ValueError("--shard is for semantic models")
         if config.weights is None or not config.weights.is_file():
             raise ValueError(f"{config.model} needs --weights with a published checkpoint (.pth, .safetensors)")
         with bar("detecting") as progress:
