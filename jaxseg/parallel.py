@@ -26,6 +26,7 @@ class Placement(NamedTuple):
 
     name: str  # for the log: "jit data=4 fsdp=2"
     batch_devices: int  # the global batch divides by this
+    height_devices: int  # and the height of images by this
     put_batch: Callable[[Mapping[str, np.ndarray]], PyTree]  # this process's slice of the batch -> device arrays
     put_state: Callable[[PyTree], PyTree]  # a state on the host or one device -> placed; never aliases its input
     shape_batch: Callable[[PyTree], PyTree]  # shapes of the global batch -> shapes with shardings, to compile ahead
@@ -123,6 +124,7 @@ def over_mesh(mesh: Mesh) -> Placement:
     return Placement(
         name=f"jit {axes}",
         batch_devices=sizes["data"] * sizes["fsdp"],
+        height_devices=sizes["spatial"],
         put_batch=put_batch,
         put_state=lambda state: jax.tree.map(put_leaf, state),
         shape_batch=functools.partial(shaped, batch_sharding),
@@ -174,6 +176,7 @@ def over_pmap(devices: Sequence[Any] | None = None) -> Placement:
     return Placement(
         name=f"pmap over {len(every)} device{'s' * (len(every) > 1)}",
         batch_devices=len(every),
+        height_devices=1,
         put_batch=put_batch,
         put_state=put_state,
         shape_batch=lambda shapes: jax.tree.map(

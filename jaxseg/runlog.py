@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 __all__ = ["RunLog", "read_records"]
 
@@ -42,6 +41,8 @@ class RunLog:
         self.seconds = 0.0  # a step, smoothed
         if self.silent:
             return
+        from tensorboardX import SummaryWriter  # imports PyTorch, where that is installed
+
         out.mkdir(parents=True, exist_ok=True)
         path = out / "metrics.jsonl"
         kept = [r for r in read_records(path) if r["step"] <= start]
@@ -80,7 +81,12 @@ class RunLog:
     def _write(self, record: dict[str, Any], group: str) -> None:
         if self.silent:
             return
-        print(json.dumps(record), file=self.file, flush=True)
+        try:
+            print(json.dumps(record), file=self.file, flush=True)
+        except OSError as error:  # a full disk names no file
+            raise OSError(
+                f"{self.file.name} cannot be written ({error.strerror}); the run goes on from its last save"
+            ) from error
         for name, value in record.get("evaluation", record).items():
             if name != "step":
                 self.events.add_scalar(f"{group}/{name}", value, record["step"])

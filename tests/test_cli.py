@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 import jaxseg
 from jaxseg.cli import main
 from jaxseg.cli.train import LOSSES, PIXELWISE, loss_of
+from jaxseg.data import MEAN_COLOUR, normalize
 from jaxseg.pretrained import start_from
 from jaxseg.weights import WeightsMismatch, save_weights, to_published
 
@@ -191,6 +192,22 @@ def test_predict_by_windows_scales_and_mirror_images_or_in_batches(run, photos, 
     assert any((a != b).any() for a, b in zip(found["window"], found["scales"], strict=True))
 
 
+def test_predict_a_whole_image_in_shares(run, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (130, 45, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    words = ("predict", run, tmp_path / "wide.png", "--out", tmp_path / "o", "--shard", "spatial=8")
+    assert jaxseg_command(*words) == 0
+    labels = np.asarray(Image.open(tmp_path / "o" / "wide_labels.png"))
+    model, variables = jaxseg.load_run(run)
+    canvas = np.empty((160, 64, 3), np.uint8)  # multiples of 32, and of 8 in height
+    canvas[:] = MEAN_COLOUR
+    canvas[:130, :45] = pixels
+    want = model.apply(variables, normalize(jnp.asarray(canvas[None]) / 255), train=False).logits[0].argmax(-1)
+    assert (labels == want[:130, :45]).mean() > 0.999  # ties may round otherwise
+    assert jaxseg_command(*words, "--flip") == 2
+    assert "leave --window, --scales, --flip, --size out" in capsys.readouterr().err
+
+
 def test_predict_by_name_with_weights(run, photos, tmp_path):
     words = ("predict", "unet_small", photos / "val" / "images" / "photo7.png", "--out", tmp_path)
     assert jaxseg_command(*words, "--weights", run) == 0
@@ -222,6 +239,7 @@ def test_evaluate_is_the_same_on_one_device_set_or_another(run, photos, tmp_path
         (["train", "unet_small", "--out", "x", "--backbone-rate", "0"], "has no backbone"),
         (["predict", "unet_small", "p.jpg", "--out", "x"], "no such file"),
         (["predict", "unet_small", "pyproject.toml", "--out", "x"], "add --weights"),
+        (["train", "unet_small", "--out", "x", "--size", "36x32", "--shard", "spatial=8"], "a height such as 40"),
         (["predict", "nowhere", "pyproject.toml", "--out", "x"], "not the folder of a run"),
         (["trian"], "train"),
     ],

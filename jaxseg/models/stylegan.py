@@ -252,4 +252,4 @@ class StyleGANGenerator(nn.Module):
 
     def inputs(self, images: jax.ShapeDtypeStruct) -> tuple[jax.ShapeDtypeStruct, ...]:
         """What `__call__` takes."""
-        return latent_inputs(self.latent_features, self.num_classes)
+        return latent_inputs(self.latent_features, self.num_classes, images.shape[0])

@@ -69,10 +69,10 @@ def conv_transpose(
 
 
 def _patches_product(x: Array, kernel: Array) -> Array:
-    kh, kw, c, features = kernel.shape
-    n, h, w = x.shape[0], x.shape[1] - kh + 1, x.shape[2] - kw + 1
+    kh, kw, _, features = kernel.shape
+    h, w = x.shape[1] - kh + 1, x.shape[2] - kw + 1
     patches = jnp.concatenate([x[:, i : i + h, j : j + w] for i in range(kh) for j in range(kw)], -1)
-    return (patches.reshape(-1, kh * kw * c) @ kernel.reshape(-1, features)).reshape(n, h, w, features)
+    return patches @ kernel.reshape(-1, features)
 
 
 def fully_connected_conv(
@@ -101,7 +101,7 @@ def fully_connected_conv(
 
 def _shifted_products(x: Array, kernel: Array, padding: Any, dilation: Any) -> Array:
     n, h, w, _ = x.shape
-    kh, kw, c, features = kernel.shape
+    kh, kw, _, features = kernel.shape
     (top, bottom), (left, right) = padding
     h2, w2 = h + top + bottom - (kh - 1) * dilation[0], w + left + right - (kw - 1) * dilation[1]
     wide, zero = jnp.promote_types(x.dtype, jnp.float32), (0, 0, 0)
@@ -114,8 +114,8 @@ def _shifted_products(x: Array, kernel: Array, padding: Any, dilation: Any) -> A
             if y0 >= y1 or x0 >= x1:
                 continue
             seen = x[:, y0 + down : y1 + down, x0 + along : x1 + along]
-            part = jnp.matmul(seen.reshape(-1, c), kernel[i, j], preferred_element_type=wide)
-            part = part.reshape(n, y1 - y0, x1 - x0, features)
+            # not flattened: XLA's partitioner cannot reshape uneven shares of the height
+            part = jnp.matmul(seen, kernel[i, j], preferred_element_type=wide)
             total += jax.lax.pad(part, jnp.zeros((), wide), [zero, (y0, h2 - y1, 0), (x0, w2 - x1, 0), zero])
     return total.astype(x.dtype)
 

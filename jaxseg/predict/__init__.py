@@ -7,6 +7,7 @@ want BGR less a mean, take the difference into their first layer when they load 
 
 from jaxseg.detect import detect
 from jaxseg.predict.score import score
+from jaxseg.predict.sharded import sharded_predictor
 from jaxseg.predict.sliding import averaged_scores, sliding_predictor
 from jaxseg.predict.whole import batch_predictor, labels_at, overlap_tile, predictor
 
@@ -18,5 +19,6 @@ __all__ = [
     "overlap_tile",
     "predictor",
     "score",
+    "sharded_predictor",
     "sliding_predictor",
 ]

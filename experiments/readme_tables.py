@@ -1,0 +1,114 @@
+"""Writes the README's tables of results from the JSON that experiments and `jaxseg bench` left.
+
+    python experiments/readme_tables.py          # then look at the difference
+
+A table stands below a line `<!-- table: NAME -->`, up to the next empty line.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable
+
+from jaxseg.bench.tables import markdown, ratio_table
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results"
+SCORES = ("miou", "global_accuracy", "class_accuracy")
+
+
+def _read(name: str):
+    return json.loads((RESULTS / name).read_text())
+
+
+def _scores(run: str) -> list[str]:
+    scores = _read(f"{run}/results.json")["scores"]
+    return [f"{scores[k]:.3f}" for k in SCORES]
+
+
+def camvid() -> str:
+    """The run beside published figures (Badrinarayanan et al. 2017, Table 3; Jegou et al. 2017, Table 1)."""
+    what = "`unet_small`, from scratch, 1,500 steps of 8, under an hour on 2 CPU cores"
+    names = "published: SegNet, first version / U-Net / FCN-8s / SegNet VGG-16 BN"
+    titles = ("model", "parameters", "sees", "mean IoU", "global accuracy", "class accuracy")
+    rows = [
+        [what, "1.9 M", "half resolution", *_scores("camvid_unet_small")],
+        [names, "29 M / 31 M / 134 M / 29 M", "full", "0.464 / 0.498 / 0.570 / 0.577", "", ""],
+    ]
+    return markdown(titles, rows)
+
+
+def finetuning() -> str:
+    """The ways to start, one run each."""
+    ways = {
+        "scratch": "from scratch",
+        "frozen": "ImageNet's, frozen",
+        "slower": "ImageNet's, a tenth of the decoder's learning rate",
+    }
+    rows = [[words, *_scores(f"camvid_finetune/{name}")] for name, words in ways.items()]
+    return markdown(("encoder", "mean IoU", "global accuracy", "class accuracy"), rows)
+
+
+def throughput() -> str:
+    """jaxseg's time over PyTorch's."""
+    return ratio_table(_read("throughput_cpu.json"))
+
+
+def boundaries() -> str:
+    """Regions and boundaries on BSDS500, at the data set's best level and at each image's."""
+    found = _read("bsds500_val.json")
+    names = {
+        f"Normalized Cut, merged, at half size | val, {found['images']} of 100": found["rows"]["ncut"],
+        "NCuts, published (Arbelaez et al. 2011) | test, 200": found["published"],
+    }
+    rows = []
+    for name, row in names.items():
+        pairs = zip((0, 3, 5, 7), (1, 4, 6, 8), (3, 3, 2, 3), strict=True)
+        digits = [(i, j, d if found["rows"]["ncut"] is row else 2) for i, j, d in pairs]
+        rows.append([*name.split(" | "), *(f"{row[i]:.{d}f} / {row[j]:.{d}f}" for i, j, d in digits)])
+    return markdown(("method", "part", "covering", "PRI", "VI", "boundary F"), rows, left=2)
+
+
+def spatial() -> str:
+    """Memory of a device by the number of devices."""
+    rows: dict[tuple[str, str, int], dict[int, dict]] = {}
+    for row in _read("spatial_memory.json")["rows"]:
+        rows.setdefault((row["model"], row["program"], row["size"]), {})[row["devices"]] = row
+    lines = []
+    for (model, program, size), found in rows.items():
+        what = {"apply": "forward", "train": "train step", "cluster": "segments"}[program]
+        cells = [f"{found[n]['temporaries'] / 1e6:,.0f}" if n in found else "" for n in (1, 2, 4, 8)]
+        ratio = f"{found[1]['temporaries'] / found[8]['temporaries']:.1f}" if 1 in found and 8 in found else ""
+        name = {"kmeans": "k-means", "ncut": "Normalized Cut"}.get(model, f"`{model}`")
+        lines.append([name, what, f"{size}x{size}", *cells, ratio])
+    titles = ("model", "program", "image", "MB on 1 device", "2", "4", "8", "1 to 8")
+    return markdown(titles, lines, left=3)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "camvid": camvid,
+    "fine-tuning": finetuning,
+    "throughput": throughput,
+    "bsds500": boundaries,
+    "spatial": spatial,
+}
+
+
+def written(readme: str) -> str:
+    """`readme` with each table made anew. Raises ValueError for a marker of an unknown table."""
+
+    def table(match: re.Match) -> str:
+        if match[1] not in TABLES:
+            raise ValueError(f"no table {match[1]!r}; there are {', '.join(TABLES)}")
+        return f"<!-- table: {match[1]} -->\n\n{TABLES[match[1]]()}"
+
+    return re.sub(r"<!-- table: (\S+) -->\n\n(?:\|.*\n)*", table, readme)
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    path.write_text(written(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""One benchmark for the whole zoo: what is measured, what changed between two files of it, and tables of them."""
+
+from jaxseg.bench.compare import Comparison, compare
+from jaxseg.bench.measure import Programs, Setting, facts, matmul_rate, measure, without_compilation_cache
+from jaxseg.bench.tables import comparison_table, ratio_table, zoo_table
+
+__all__ = [
+    "Comparison",
+    "Programs",
+    "Setting",
+    "compare",
+    "comparison_table",
+    "facts",
+    "matmul_rate",
+    "measure",
+    "ratio_table",
+    "without_compilation_cache",
+    "zoo_table",
+]

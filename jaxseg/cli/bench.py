@@ -1,0 +1,159 @@
+"""`jaxseg bench`: the zoo measured, beside PyTorch where it is installed; and two such files compared."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jaxseg import bench
+from jaxseg.bench.measure import Peers, Task, threads_of
+from jaxseg.cli.arguments import Size, nearest_model
+from jaxseg.models import MODELS
+
+__all__ = ["Bench", "bench_command"]
+
+PEERS = pathlib.Path(__file__).parents[2] / "experiments" / "benchmarks" / "torch_models.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Measure models: forward pass, training step, compile time, memory, utilisation; or compare two files of it."""
+
+    models: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Names that `jaxseg models` lists."""
+    all: bool = False
+    """Every model of the zoo."""
+    size: Size = (128, 128)
+    """Height x width of an image."""
+    batch: int = 4
+    """Images at once."""
+    classes: int = 11
+    """Number of classes."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of compute, in both; parameters are float32."""
+    tasks: tuple[Task, ...] = ("forward", "train")
+    """What is measured."""
+    rounds: int = 7
+    """Times that each is measured."""
+    threads: int = 0
+    """Of each of the two; 0: as many as this process may use."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """`cpu` counts processor time, which neighbours hardly change: use it with --threads 1 on a shared machine."""
+    peers: bool = True
+    """Measure PyTorch's model of that name too, where it is installed and this is a checkout."""
+    compiled: bool = False
+    """Also by torch.compile."""
+    out: pathlib.Path | None = None
+    """A JSON file that the rows are added to; models that it has at this setting and commit are passed over."""
+    compare: tuple[pathlib.Path, pathlib.Path] | None = None
+    """Two such files: say what changed from the first to the second beyond noise; exit code 1 where any is worse."""
+    table: pathlib.Path | None = None
+    """Such a file: print its rows as Markdown."""
+
+
+def _torch_peers(config: Bench, threads: int) -> tuple[Peers | None, str]:
+    """PyTorch's models, or why there are none."""
+    if not config.peers:
+        return None, "not asked for"
+    if importlib.util.find_spec("torch") is None:
+        return None, "not installed"
+    if not PEERS.is_file():
+        return None, "its models come with a checkout of the repository"
+    spec: Any = importlib.util.spec_from_file_location("torch_models", PEERS)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        return None, f"{error}; pip install 'jaxseg[parity]'"
+    return module.peers(config.classes, config.dtype, threads=threads, compiled=config.compiled), ""
+
+
+@contextlib.contextmanager
+def _on_cores(count: int) -> Iterator[None]:
+    """This process on its first `count` cores: XLA makes as many threads as it may use cores."""
+    if not hasattr(os, "sched_getaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+    rows = json.loads(path.read_text())
+    if not isinstance(rows, list) or not all(isinstance(r, dict) and "times" in r for r in rows):
+        raise ValueError(f"{path} holds no rows of `jaxseg bench`")
+    return rows
+
+
+def _add(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    kept = _read(path) if path.exists() else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(path.name + ".tmp")
+    staged.write_text(json.dumps(kept + rows, indent=1) + "\n")
+    os.replace(staged, path)
+
+
+def _measured(rows: list[dict[str, Any]], name: str, setting: bench.Setting, commit: str) -> bool:
+    """Whether a model's rows are there already, of this source and setting."""
+    same = {"model": name, "commit": commit, "size": list(setting.size), "batch": setting.batch}
+    same |= {"dtype": setting.dtype, "threads": setting.threads, "clock": setting.clock}
+    return any(all(row.get(k) == v for k, v in same.items()) and "utilisation" in row for row in rows)
+
+
+def bench_command(config: Annotated[Bench, tyro.conf.arg(name="")]) -> int:
+    """Measure models beside PyTorch, compare two measurements, or print one as a table.
+
+    Times are medians over --rounds, taken in turns in one process after one to warm up; the train step is the same
+    work in both: train mode, cross-entropy, gradients, SGD with momentum. `jaxseg update` is what `jaxseg train`
+    does, which besides normalises the images and scores them.
+    """
+    if config.compare is not None:
+        comparison = bench.compare(*map(_read, config.compare))
+        print(bench.comparison_table(comparison))
+        return 1 if comparison.worse else 0
+    if config.table is not None:
+        rows = _read(config.table)
+        print("\n".join(table(rows) for table in (bench.zoo_table, bench.ratio_table)))
+        return 0
+    names = list(MODELS) if config.all else list(config.models)
+    if not names or (config.all and config.models):
+        raise ValueError("name models, or --all; or give --compare A.json B.json, or --table FILE.json")
+    for name in names:
+        if name not in MODELS:
+            raise ValueError(f'no model "{name}"; did you mean "{nearest_model(name)}"?')
+    fields = [f.name for f in dataclasses.fields(bench.Setting)]
+    setting = bench.Setting(**{name: getattr(config, name) for name in fields})
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    setting = dataclasses.replace(setting, threads=threads_of(setting, cores))
+    failed = []
+    with _on_cores(setting.threads), bench.without_compilation_cache():
+        peers, why = _torch_peers(config, setting.threads)
+        if why:
+            print(f"without PyTorch: {why}")
+        rate, now = bench.matmul_rate(setting), bench.facts()
+        print(f"{now['device']}: matrix products at {rate / 1e9:,.0f} GFLOP/s", flush=True)
+        for name in names:
+            if config.out and config.out.exists() and _measured(_read(config.out), name, setting, now["commit"]):
+                print(f"{name} is in {config.out} already")
+                continue
+            try:
+                rows = bench.measure(name, setting, rate, peers)
+            except ValueError as error:  # a size that it does not take
+                failed.append(f"{name}: {error}")
+                continue
+            print(bench.zoo_table(rows), flush=True)
+            if config.out is not None:  # after each model: the next may not fit in memory
+                _add(config.out, [{**row, **now} for row in rows])
+    for line in failed:
+        print(f"not measured: {line}")
+    return 1 if failed else 0

@@ -1,0 +1,80 @@
+"""An image larger than a device: whole, its height in shares over the devices of a mesh."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PyTree, UInt8
+
+from jaxseg.data.augment import normalize
+from jaxseg.data.canvas import MEAN_COLOUR
+from jaxseg.parallel import Placement
+from jaxseg.predict.whole import compiled_logits, logits_size
+
+__all__ = ["sharded_predictor", "shared_canvas"]
+
+
+def shared_canvas(model: nn.Module, variables: PyTree, size: tuple[int, int], shares: int) -> tuple[int, int]:
+    """The least canvas for an image of `size` that the model takes and whose height divides into `shares`.
+
+    Raises ValueError for a model whose logits are smaller than its input.
+    """
+    refused: ValueError | None = None
+    for multiple in (1, 32):
+        down = math.lcm(multiple, shares)
+        canvas = (-(-size[0] // down) * down, -(-size[1] // multiple) * multiple)
+        try:
+            found = logits_size(compiled_logits(model), variables, canvas)
+        except ValueError as error:  # it wants multiples of its stride
+            refused = error
+            continue
+        if found != canvas:
+            raise ValueError(
+                f"{type(model).__name__} gives logits smaller than its input, and goes over an image in "
+                "seamless tiles: leave --shard out"
+            )
+        return canvas
+    raise ValueError(
+        f"{type(model).__name__} takes no image of {size[0]}x{size[1]} in {shares} shares of its height "
+        f"({str(refused).splitlines()[0]}); leave --shard out"
+    ) from refused
+
+
+def sharded_predictor(
+    model: nn.Module, variables: PyTree, placement: Placement, *, batch: int = 1
+) -> Callable[[Sequence[UInt8[np.ndarray, "_ _ 3"]]], list[Int[np.ndarray, "_ _"]]]:
+    """A function from up to `batch` RGB images of any sizes to their int32 labels `[h, w]`, by all of a mesh.
+
+    Each image is seen whole and at its own size, below and to the right filled up with the mean colour to a
+    size that the model takes. Devices hold shares of its height and of every feature map; labels alone are
+    gathered. Compiles once for each canvas. Raises ValueError for a batch that does not divide over the devices.
+    """
+    if batch % placement.batch_devices:
+        raise ValueError(
+            f"a batch of {batch} does not divide over {placement.batch_devices} devices ({placement.name}); "
+            f"use {placement.batch_devices}, or all devices on spatial"
+        )
+    placed = placement.put_state(variables)
+
+    @jax.jit
+    def labels(variables: PyTree, images: UInt8[Array, "n h w 3"]) -> Int[Array, "n h w"] | UInt8[Array, "n h w"]:
+        output: Any = model.apply(variables, normalize(images.astype(jnp.float32) / 255), train=False)
+        found = jnp.argmax(output.logits, -1)
+        return found.astype(jnp.uint8 if output.logits.shape[-1] <= 256 else jnp.int32)
+
+    def predict(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        if not 0 < len(images) <= batch:
+            raise ValueError(f"this predictor takes 1 to {batch} images at once, got {len(images)}")
+        size = (max(x.shape[0] for x in images), max(x.shape[1] for x in images))
+        canvas = np.empty((batch, *shared_canvas(model, variables, size, placement.height_devices), 3), np.uint8)
+        canvas[:] = MEAN_COLOUR
+        for i, image in enumerate(images):
+            canvas[i, : image.shape[0], : image.shape[1]] = image
+        found = np.asarray(labels(placed, placement.put_batch({"image": canvas})["image"]))
+        return [y[: x.shape[0], : x.shape[1]].astype(np.int32) for x, y in zip(images, found, strict=False)]
+
+    return predict

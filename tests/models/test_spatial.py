@@ -1,0 +1,158 @@
+"""Image height over devices: the logits, the gradients and the labels of one device, in a share of its memory."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden.named import image
+from test_zoo import DISTINCT, narrow
+
+import jaxseg
+from jaxseg import parallel
+from jaxseg.clustering import kmeans, ncut
+from jaxseg.data.canvas import MEAN_COLOUR
+from jaxseg.predict import predictor, sharded_predictor
+from jaxseg.programs import forward, training
+
+# halos and crops; unpooling; pooling over the whole image; dilation and an image-wide branch; multiplied gates
+KINDS = ("unet_small", "segnet_basic", "pspnet_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
+PLAIN = ("unet_small", "pspnet_resnet50")  # compiling for eight devices takes a quarter of a minute
+SIZE = (256, 32)  # 8 devices of 32 rows: each has a row at stride 32, and every layer's halo comes from others
+
+
+def over(spatial):
+    return parallel.over_mesh(parallel.make_mesh(data=1, spatial=spatial, devices=jax.devices()[:spatial]))
+
+
+@functools.cache
+def program(name, dtype):
+    """Logits in eval and train mode and the gradients of a sum of either, as one compiled function."""
+    model, variables, _ = narrow(name)
+    undropped = {field: 0.0 for field in ("dropout", "aux_dropout") if hasattr(model, field)}
+    model = model.clone(dtype=dtype, **undropped)
+
+    @jax.jit
+    def run(variables, images):
+        def loss(params, train):
+            output, state = model.apply({**variables, "params": params}, images, train=train, mutable=["batch_stats"])
+            return (output.logits**2).mean(), (output.logits, state)
+
+        results = [jax.grad(functools.partial(loss, train=t), has_aux=True)(variables["params"]) for t in (False, True)]
+        return {mode: (g, *aux) for mode, (g, aux) in zip(("eval", "train"), results, strict=True)}
+
+    return variables, run
+
+
+def run_on(name, spatial, dtype=jnp.float32):
+    variables, run = program(name, dtype)
+    placement, images = over(spatial), np.asarray(image(2, *SIZE), dtype)
+    variables = jax.tree.map(lambda x: np.asarray(x, dtype), variables)
+    return run(placement.put_state(variables), placement.put_batch({"image": images})["image"])
+
+
+@pytest.mark.parametrize(
+    "name", [*PLAIN, *(pytest.param(n, marks=pytest.mark.slow) for n in DISTINCT if n not in (*PLAIN, "unet_valid"))]
+)
+def test_eight_shares_of_an_image_are_the_image(name):
+    """Logits to 1e-4; gradients, as the zoo's against PyTorch's, to 1e-3 of the layer's largest."""
+    one, eight = run_on(name, 1), run_on(name, 8)
+    for mode in one:
+        (gradients, logits, state), (shared_gradients, shared, shared_state) = one[mode], eight[mode]
+        assert len(shared.sharding.device_set) == 8
+        np.testing.assert_allclose(shared, logits, rtol=3e-5, atol=1e-4 * min(1, np.std(logits)), err_msg=mode)
+        for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(shared_gradients), strict=True
+        ):
+            layer = functools.reduce(lambda tree, key: tree[key.key], path[:-1], gradients)
+            # of the layer: a bias before a batch norm has a gradient of rounding only
+            scale = max(float(np.abs(x).max()) for x in jax.tree.leaves(layer))
+            np.testing.assert_allclose(b, a, atol=1e-3 * max(1e-1, scale), err_msg=f"{mode} {path}")
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(shared_state), strict=True):
+            np.testing.assert_allclose(b, a, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_in_float64_it_is_the_same_function(name):
+    """What is left above is rounding, which batch norms over few pixels amplify."""
+    with jax.enable_x64(True):
+        one, eight = (run_on(name, n, jnp.float64) for n in (1, 8))
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+            assert a.dtype == jnp.float64
+            np.testing.assert_allclose(b, a, rtol=1e-7, atol=1e-9)
+
+
+def temporaries(model, spatial, size):
+    """Bytes of temporary memory a device, of the forward pass of one image."""
+    placement, (apply, variables, inputs) = over(spatial), forward(model, size, 1)
+    arguments = placement.shape_saved(variables), *placement.shape_batch(inputs)
+    return jax.jit(apply).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_memory_falls_with_the_devices():
+    model = jaxseg.create_model("unet", 5, features=(16, 32))
+    one, eight = (temporaries(model, n, (1024, 128)) for n in (1, 8))
+    assert one / eight > 6.5  # the rest is rows at the borders
+
+
+def test_fsdp_holds_a_share_of_parameters_and_optimizer_state():
+    placement = parallel.over_mesh(parallel.make_mesh(data=1, fsdp=8))
+    fns, shapes = training(jaxseg.create_model("unet", 21, features=(64, 128, 256)), (64, 64), 8)
+    key = jax.random.key(0)
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(fns.init, key, shapes))
+    whole = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
+    placed = placement.put_state(state)
+    held = [x.addressable_shards[0].data.nbytes for x in jax.tree.leaves((placed.params, placed.opt_state))]
+    assert sum(held) < 1.05 * whole / 8  # small arrays are whole everywhere
+    moments = [x for x in jax.tree.leaves(placed.opt_state) if x.size > parallel.FSDP_MINIMUM]
+    assert moments
+    assert all(x.addressable_shards[0].data.size == x.size // 8 for x in moments)
+
+
+def test_labels_are_those_of_one_device():
+    model, variables, _ = narrow("pspnet_resnet50")
+    photos = [np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8) for i, size in enumerate([(250, 70)] * 2)]
+    predict = sharded_predictor(model, variables, over(8), batch=2)
+    one = predictor(model, variables, (256, 70))
+    for photo, labels in zip(photos, predict(photos), strict=True):
+        assert labels.shape == (250, 70)
+        filled = np.empty((256, 70, 3), np.uint8)
+        filled[:] = MEAN_COLOUR
+        filled[:250] = photo
+        assert (labels == one(filled)[:250]).mean() > 0.999  # ties may round otherwise
+
+
+def test_what_cannot_be_shared_is_refused():
+    model, variables, _ = narrow("unet_valid")
+    image = np.zeros((572, 572, 3), np.uint8)
+    with pytest.raises(ValueError, match="seamless tiles: leave --shard out"):
+        sharded_predictor(model, variables, over(4))([image])
+    with pytest.raises(ValueError, match=r"no image of 572x572 in 8 shares of its height \(UNetValid cannot pool"):
+        sharded_predictor(model, variables, over(8))([image])
+    placement = parallel.over_mesh(parallel.make_mesh(data=4, spatial=2))
+    with pytest.raises(ValueError, match="a batch of 1 does not divide over 4 devices"):
+        sharded_predictor(model, variables, placement)
+
+
+def rows_of(x):
+    mesh = parallel.make_mesh(data=1, spatial=8)
+    return jax.device_put(x, jax.NamedSharding(mesh, jax.P("spatial")))
+
+
+def test_kmeans_of_an_image_in_shares():
+    pixels = np.asarray(image(1, 64, 48)[0])
+    cluster = jax.jit(lambda image: kmeans(image.reshape(-1, 3), 5, key=jax.random.key(0)).labels.reshape(64, 48))
+    np.testing.assert_array_equal(cluster(rows_of(pixels)), cluster(pixels))
+
+
+@pytest.mark.slow
+def test_ncut_of_an_image_in_shares():
+    rng = np.random.default_rng(0)
+    blocks = np.kron(rng.random((4, 3, 3)), np.ones((8, 8, 1)))
+    blocks = np.clip(blocks + 0.02 * rng.standard_normal((32, 24, 3)), 0, 1)
+    cut = functools.partial(ncut, num_segments=4, space="rgb", radius=3.0, sigma_distance=4.0, sigma_contour=None)
+    one, eight = cut(jnp.asarray(blocks, jnp.float32)), cut(rows_of(np.asarray(blocks, np.float32)))
+    np.testing.assert_allclose(eight.eigenvectors, one.eigenvectors, atol=1e-4)
+    np.testing.assert_array_equal(eight.labels, one.labels)

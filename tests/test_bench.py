@@ -1,0 +1,147 @@
+"""What is measured is what runs; what is called a change is one."""
+
+import copy
+import json
+import statistics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxseg import bench
+from jaxseg.bench.measure import Programs, alternate
+from jaxseg.cli import main
+
+TINY = bench.Setting(size=(32, 32), batch=2, classes=3, rounds=3, threads=1)
+
+
+def command(*words):
+    with pytest.raises(SystemExit) as ended:
+        main([str(w) for w in words])
+    return ended.value.code
+
+
+def times(median, spread=1.0, n=9):
+    """Times whose median and half interquartile range these are."""
+    each = [median + spread * 2 * (i - (n - 1) / 2) / (n + 1) * 2 for i in range(n)]
+    low, _, high = statistics.quantiles(each, n=4)
+    assert (high - low) / 2 == pytest.approx(spread)
+    return {"ms": median, "spread_ms": spread, "each_ms": each}
+
+
+def row(ours, peer=None, **changed):
+    taken = {"jaxseg": ours} | ({} if peer is None else {"torch eager": peer})
+    ratio = {} if peer is None else {"torch eager": ours["ms"] / peer["ms"]}
+    fixed = {"model": "unet", "task": "forward", "size": [128, 128], "batch": 4, "dtype": "float32", "threads": 1}
+    fixed |= {"clock": "cpu", "device": "cpu", "torch": "2.13", "commit": "a"}
+    fixed |= {"peak_bytes": {"jaxseg": 10**8}, "compile_s": {"jaxseg": 10.0}}
+    return fixed | {"times": taken, "ratio": ratio} | changed
+
+
+@pytest.mark.parametrize(("median", "news"), [(100.5, False), (104.0, True), (90.0, True)])
+def test_a_change_beyond_noise_is_told_from_one_within(median, news):
+    (change, *_) = bench.compare([row(times(100.0))], [row(times(median))]).changes
+    assert change.beyond_noise == news
+    assert change.change == pytest.approx(median / 100 - 1)
+
+
+def test_noisy_times_hide_a_change():
+    (change, *_) = bench.compare([row(times(100.0, spread=20.0))], [row(times(110.0, spread=20.0))]).changes
+    assert not change.beyond_noise
+
+
+def test_a_slower_machine_is_not_a_slower_program():
+    before, after = row(times(100.0), times(200.0)), row(times(150.0), times(300.0))
+    comparison = bench.compare([before], [after])
+    assert not comparison.worse
+    after = row(times(180.0), times(300.0))
+    (worse,) = bench.compare([before], [after]).worse
+    assert worse.change == pytest.approx(0.2)
+
+
+def test_memory_compile_time_and_facts_are_compared_too():
+    after = row(times(100.0), peak_bytes={"jaxseg": 2 * 10**8}, compile_s={"jaxseg": 12.0}, commit="b")
+    comparison = bench.compare([row(times(100.0)), row(times(1.0), model="fcn")], [after])
+    assert [c.kind for c in comparison.worse] == ["memory"]
+    assert comparison.facts == {"commit": ("a", "b")}
+    assert comparison.only_before == ["fcn forward 4x128x128 float32, 1 thread, cpu clock"]
+    said = bench.comparison_table(comparison)
+    assert "100.00 | 200.00 MB | +100.0% | 1.0% | worse" in said
+    assert "1 of 3 figures changed beyond noise" in said
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A file of the command, made in one process with the rest: unet_small as the zoo has it, at a small size."""
+    path = tmp_path_factory.mktemp("bench") / "rows.json"
+    words = ("bench", "unet_small", "--size", 16, "--batch", 1, "--rounds", 2, "--no-peers", "--tasks", "forward")
+    assert command(*words, "--threads", 1, "--out", path) == 0
+    return path, words
+
+
+def test_the_command_measures_and_says_what_with(measured):
+    (row,) = json.loads(measured[0].read_text())
+    assert row["model"], row["task"] == ("unet_small", "forward")
+    assert len(row["times"]["jaxseg"]["each_ms"]) == 2
+    assert 0 < row["utilisation"]["jaxseg"] < 1.5
+    assert row["utilisation"]["jaxseg"] == pytest.approx(
+        row["flops"] / (row["times"]["jaxseg"]["ms"] / 1e3) / row["matmul_flops_per_second"], rel=0.01
+    )
+    assert row["peak_bytes"]["jaxseg"] > 4 * row["parameters"]
+    assert {"jax", "device", "commit", "changed"} <= row.keys()
+
+
+def test_a_model_that_is_in_the_file_is_passed_over(measured, capsys):
+    path, words = measured
+    before = path.read_text()
+    assert command(*words, "--threads", 1, "--out", path) == 0
+    assert "unet_small is in" in capsys.readouterr().out
+    assert path.read_text() == before
+
+
+def test_the_command_compares_and_says_so_in_its_exit_code(measured, tmp_path, capsys):
+    rows = json.loads(measured[0].read_text())
+    assert command("bench", "--compare", measured[0], measured[0]) == 0
+    assert "0 of 3 figures changed" in capsys.readouterr().out
+    slower = copy.deepcopy(rows)
+    took = slower[0]["times"]["jaxseg"]
+    took["ms"], took["each_ms"] = 1000 * took["ms"], [1000 * x for x in took["each_ms"]]
+    (tmp_path / "slower.json").write_text(json.dumps(slower))
+    assert command("bench", "--compare", measured[0], tmp_path / "slower.json") == 1
+    assert "worse" in capsys.readouterr().out
+    (tmp_path / "other.json").write_text("{}")
+    assert command("bench", "--compare", measured[0], tmp_path / "other.json") == 2
+    assert "holds no rows" in capsys.readouterr().err
+    assert command("bench", "--table", measured[0]) == 0
+    assert "| `unet_small` | 1x16x16 | forward |" in capsys.readouterr().out
+
+
+def test_calls_are_taken_in_turns_and_the_first_of_each_is_not_counted():
+    order = []
+    rows = alternate({name: lambda name=name: order.append(name) for name in "ab"}, TINY)
+    assert "".join(order) == "ab" * 4
+    assert [len(r["each_ms"]) for r in rows.values()] == [3, 3]
+
+
+@pytest.mark.parametrize("fields", [{"features": (4, 8)}])
+def test_a_training_step_trains(fields):
+    with jax.default_device(jax.devices()[0]):
+        programs = Programs("unet", TINY, **fields)
+    assert set(programs.calls["train"]) == {"jaxseg", "jaxseg update"}
+    assert programs.labels.shape == (2, 32, 32)
+    assert programs.labels.max() < 3
+    for call in programs.calls["train"].values():
+        call()
+        call()
+    # backward is twice the forward, but for the gradient of the image, which nobody wants
+    assert 2.5 < programs.flops["train"] / programs.flops["forward"] <= 3
+
+
+def test_the_cache_is_off_while_compile_time_is_taken():
+    compiled = []
+    jax.monitoring.register_event_listener(lambda name, **_: compiled.append(name))
+    with bench.without_compilation_cache():
+        jax.jit(lambda x: jnp.sin(x) * 3)(np.float32(1))
+    assert not [name for name in compiled if "cache_hit" in name or "cache_miss" in name]
+    assert jax.config.jax_enable_compilation_cache
