@@ -27,6 +27,7 @@ MAY = {
     "train_style": {"ops", "losses", "train"},
     "train_adversarial": {"ops", "losses", "train"},
     "grow": {"checkpoint", "data", "fit", "parallel", "train", "train_adversarial"},
+    "train_rcnn": set(),
     "train_detection": {"ops", "losses", "metrics", "data", "train"},
     "fit": {"checkpoint", "data", "parallel", "runlog", "train"},
     "export": set(),
@@ -34,8 +35,8 @@ MAY = {
     "detect": {"ops", "data"},
     "predict": {"ops", "data", "detect", "metrics"},
     "runs": {"checkpoint", "models"},
-    "pretrained": {"runs", "weights"},
-    "report": {"data", "predict", "runlog", "runs", "visualize"},
+    "pretrained": {"backbones", "runs", "weights"},
+    "report": {"data", "metrics", "predict", "runlog", "runs", "visualize"},
     "cli": {"*"},
     "__init__": {"models", "runs", "weights"},
 }
