@@ -205,8 +205,7 @@ def test_instances_train_score_and_are_drawn(name, held_out, tmp_path, capsys, m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lsj", [False, True])
-def test_coco_trains_scores_and_is_drawn(lsj, tmp_path, monkeypatch):
+def test_coco_trains_scores_and_is_drawn(tmp_path, monkeypatch):
     from models.test_detectors import small
 
     experiment = load("coco")
@@ -221,7 +220,7 @@ def test_coco_trains_scores_and_is_drawn(lsj, tmp_path, monkeypatch):
     if shared is None:
         pytest.skip("shared/data/tiny_coco is not on this machine")
     run = Run(steps=2, batch=8, out=tmp_path / "run", checkpoint_every=2)
-    config = experiment.Config(shared, run=run, size=(64, 64), lsj=lsj, small_samples=True, pictures=6)
+    config = experiment.Config(shared, run=run, size=(64, 64), lsj=True, small_samples=True, pictures=6)
     experiment.main(config)
     scores = json.loads((tmp_path / "run" / "results.json").read_text())["scores"]
     assert {"box_ap", "mask_ap", "mask_ap50"} <= set(scores)
