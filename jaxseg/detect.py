@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxseg.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from jaxseg.data.proposals import selective_search
+from jaxseg.ops.boxes import Proposals
 from jaxseg.ops.masks import paste_masks
 
 __all__ = ["detect", "scaled_size"]
@@ -44,14 +46,43 @@ def _on_canvas(image: Shaped[np.ndarray, "h w 3"], scaled: tuple[int, int], canv
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(model: nn.Module, variables: PyTree, images: Array, sizes: Array, ratios: Array) -> Any:
-    found: Any = model.apply(variables, images, sizes, train=False)
+def _apply(
+    model: nn.Module, variables: PyTree, images: Array, sizes: Array, ratios: Array, proposals: Proposals | None
+) -> Any:
+    given = () if proposals is None else (proposals,)
+    found: Any = model.apply(variables, images, sizes, *given, train=False)
     return found.replace(boxes=found.boxes * ratios[:, None])
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _paste(masks: Array, boxes: Array, size: tuple[int, int]) -> Array:
     return paste_masks(masks, boxes, size)
+
+
+def _proposals(
+    detector: Any, images: list[np.ndarray], given: Sequence[np.ndarray] | None, ratios: np.ndarray
+) -> Proposals | None:
+    """What a detector without a proposal network looks at, in the pixels of the canvas and a fixed number of places."""
+    if hasattr(detector, "propose"):
+        if given is not None:
+            raise ValueError(f"{type(detector).__name__} makes its own proposals; leave them out")
+        return None
+    if given is None:
+        given = [selective_search(_bytes(image), limit=detector.max_proposals) for image in images]
+    if len(given) != len(images):
+        raise ValueError(f"detect needs the proposals of each image, got {len(given)} for {len(images)}")
+    most = max(map(len, given))
+    if most > detector.max_proposals:
+        raise ValueError(f"{most} proposals and max_proposals={detector.max_proposals}: give fewer, or clone the model")
+    boxes = np.zeros((len(images), detector.max_proposals, 4), np.float32)
+    for i, found in enumerate(given):
+        boxes[i, : len(found)] = np.asarray(found, np.float32).reshape(-1, 4) / ratios[i]
+    valid = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+    return Proposals(boxes, valid.astype(np.float32), valid)
+
+
+def _bytes(image: np.ndarray) -> np.ndarray:
+    return image if image.dtype == np.uint8 else np.round(255 * image).astype(np.uint8)
 
 
 def _checked(images: Any) -> list[np.ndarray]:
@@ -72,6 +103,7 @@ def detect(
     min_size: int | None = None,
     max_size: int | None = None,
     canvas: tuple[int, int] | None = None,
+    proposals: Sequence[Float[np.ndarray, "_ 4"]] | None = None,
 ) -> list[Any]:
     """The objects in `images` of any sizes, RGB uint8 or floats in 0..1: one `Detections` an image, in its pixels.
 
@@ -80,7 +112,10 @@ def detect(
     to 32. A `canvas` (h, w) given instead keeps the shapes of one program for batches of other sizes. The model
     compiles once for each canvas and number of images. Masks `[k, h, w]` are probabilities on the image.
 
-    Raises ValueError for what is not an RGB image, and for a canvas that is too small.
+    `proposals` are boxes XYXY of each image, in its pixels, for a detector without its own (R-CNN, Fast R-CNN); by
+    default `jaxseg.data.selective_search` finds them.
+
+    Raises ValueError for what is not an RGB image, for a canvas that is too small, and for proposals that do not fit.
     """
     arrays = _checked(images)
     if not arrays:
@@ -99,12 +134,14 @@ def detect(
         _on_canvas(image, size, batch[i])
         down, across = (np.float32(image.shape[a]) / np.float32(size[a]) for a in (0, 1))
         ratios[i] = across, down, across, down
-    found = _apply(model, variables, batch, np.array(scaled, np.int32), ratios)
+    regions = _proposals(detector, arrays, proposals, ratios)
+    found = _apply(model, variables, batch, np.array(scaled, np.int32), ratios, regions)
     out = []
     for i, image in enumerate(arrays):
         one = jax.tree.map(lambda x, i=i: x[i], found)
         if one.masks is not None:
-            size = (image.shape[0], image.shape[1])
-            one = one.replace(masks=_paste(one.masks, one.boxes, size))
+            h, w = image.shape[:2]  # a multiple of 128 for few programs; where a mask lies does not depend on it
+            pasted = _paste(one.masks, one.boxes, (-(-h // 128) * 128, -(-w // 128) * 128))
+            one = one.replace(masks=pasted[:, :h, :w])
         out.append(one)
     return out

@@ -11,19 +11,34 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import PyTree
 
+from jaxseg.backbones.resnet import ResNet
+from jaxseg.backbones.vgg import VGG
 from jaxseg.runs import load_variables
 from jaxseg.weights import WeightsMismatch, from_published, load_encoder, load_published, read_weights
 
 __all__ = ["start_from"]
 
 
+BACKBONES = (("backbone", "body"), ("backbone",), ("encoder",))  # where a model has what ImageNet's weights are of
+
+
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        tree = tree.get(name) if tree is not None else None
+    return tree
+
+
+def _put(tree: Any, path: tuple[str, ...], value: Any) -> Any:
+    return value if not path else {**tree, path[0]: _put(tree[path[0]], path[1:], value)}
+
+
 def _backbone_from(path: pathlib.Path, model: nn.Module, variables: PyTree) -> PyTree:
     """`variables` with the backbone's from a file of ImageNet's classification weights, by its publisher's names."""
-    found: dict[str, nn.Module] = {}
+    found: dict[tuple[str, ...], nn.Module] = {}
 
     def note(call: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
-        if context.method_name == "__call__" and context.module.path in (("backbone",), ("encoder",)):
-            found[context.module.name] = context.module.clone(parent=None, name=None)
+        if context.method_name == "__call__" and context.module.path in BACKBONES:
+            found[context.module.path] = context.module.clone(parent=None, name=None)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):  # the backbone as the model makes it: its stem, its dilations
@@ -31,10 +46,16 @@ def _backbone_from(path: pathlib.Path, model: nn.Module, variables: PyTree) -> P
         jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
     if not found:
         raise WeightsMismatch(f"{type(model).__name__} has no backbone")
-    name, backbone = found.popitem()
-    own = {collection: tree[name] for collection, tree in variables.items() if name in tree}
-    loaded = from_published(read_weights(path), backbone, own, where=str(path)).variables
-    return {c: tree | {name: loaded[c]} if name in tree else tree for c, tree in variables.items()}
+    place = next(p for p in BACKBONES if p in found)  # a pyramid's body before the pyramid
+    backbone = found[place]
+    if isinstance(backbone, VGG):
+        return load_encoder(path, variables)
+    state = read_weights(path)
+    if isinstance(backbone, ResNet) and len(backbone.depths) < 4:  # C4, whose last stage is the boxes' head
+        state = {name: array for name, array in state.items() if not name.startswith("layer4.")}
+    own = {c: _at(tree, place) for c, tree in variables.items() if _at(tree, place) is not None}
+    loaded = from_published(state, backbone, own, where=str(path)).variables
+    return {c: _put(tree, place, loaded[c]) if c in loaded else tree for c, tree in variables.items()}
 
 
 def start_from(path: pathlib.Path, model: nn.Module) -> Callable[[PyTree], PyTree]:

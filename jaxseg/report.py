@@ -3,18 +3,20 @@
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxseg.data.objects import ObjectSource
 from jaxseg.data.source import Source
-from jaxseg.predict import predictor
+from jaxseg.metrics.coco import coco_average_precision
+from jaxseg.predict import detect, predictor, score_objects
 from jaxseg.runlog import read_records
 from jaxseg.runs import load_run
-from jaxseg.visualize import save_curves, save_panels
+from jaxseg.visualize import draw_detections, save_curves, save_panels, save_tiles
 
-__all__ = ["finish_run", "metrics_table", "write_results"]
+__all__ = ["average_precision_table", "finish_detection", "finish_run", "metrics_table", "write_results"]
 
 
 def metrics_table(scores: Mapping[str, float], class_names: Sequence[str]) -> str:
@@ -52,3 +54,46 @@ def finish_run(out: pathlib.Path, config: Mapping[str, Any], scores: Mapping[str
     save_curves(out / "curves.png", list(read_records(out / "metrics.jsonl")))
     write_results(out, config, scores, held_out.class_names)
     print(f"\n{metrics_table(scores, held_out.class_names)}\nwrote results.md, predictions.png and curves.png in {out}")
+
+
+def finish_detection(
+    out: pathlib.Path,
+    config: Mapping[str, Any],
+    model: Any,
+    variables: Any,
+    held_out: ObjectSource,
+    *,
+    score: Callable[..., dict[str, float]] = coco_average_precision,
+    pictures: int | None = None,
+    batch: int = 4,
+    panels: int = 6,
+) -> dict[str, float]:
+    """Scores a detector on a source and leaves `detections.png`, pictures with what was found, and `results.json`.
+
+    `score` is as in `jaxseg.predict.score_objects`. Prints the scores as a Markdown table, and gives them.
+    """
+    scores = score_objects(model, variables, held_out, batch=batch, pictures=pictures, score=score)
+    images = [held_out[i]["image"] for i in range(min(panels, len(held_out)))]
+    side = -(-model.max_size // 32) * 32
+    found = [detect(model, variables, [image], canvas=(side, side))[0] for image in images]
+    drawn = [draw_detections(i, f, held_out.class_names, held_out.palette) for i, f in zip(images, found, strict=True)]
+    save_tiles(out / "detections.png", drawn)
+    print("\n" + average_precision_table(scores))
+    staged = out / "results.json.tmp"
+    finite = {k: v if np.isfinite(v) else None for k, v in scores.items()}
+    staged.write_text(json.dumps({"scores": finite, "config": dict(config)}, indent=1) + "\n")
+    os.replace(staged, out / "results.json")
+    print(f"wrote results.json and detections.png in {out}")
+    return scores
+
+
+def average_precision_table(scores: Mapping[str, float]) -> str:
+    """COCO's AP as a Markdown table, a row for boxes and one for masks; other scores one a line."""
+    columns = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    kinds = [kind for kind in ("box", "mask") if f"{kind}_ap" in scores]
+    if not kinds:
+        return "".join(f"{name:24} {value:.3f}\n" for name, value in scores.items())
+    titles = ("AP", "AP50", "AP75", "small", "medium", "large")
+    rows = ["|      | " + " | ".join(f"{title:6}" for title in titles) + " |", "|------|" + "--------|" * len(titles)]
+    rows += [f"| {kind:4} | " + " | ".join(f"{scores[f'{kind}_{c}']:6.3f}" for c in columns) + " |" for kind in kinds]
+    return "\n".join(rows) + "\n"

@@ -1,6 +1,8 @@
 """The training seam: a NamedTuple of pure functions, after Optax. `fit` runs them and knows no model."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,9 +22,13 @@ __all__ = [
     "adamw_cosine",
     "augmented",
     "draw_variables",
+    "first_stages",
+    "frozen_in",
     "sgd_poly",
+    "sgd_steps",
     "slower",
     "supervised",
+    "without",
 ]
 
 
@@ -60,8 +66,40 @@ def sgd_poly(
     Weight decay is added to the gradient, as in Caffe and PyTorch, and spares biases and norms (rank < 2).
     With `clip` the global norm of the gradient is clipped first.
     """
+    return _sgd(optax.polynomial_schedule(peak, 0.0, power, steps), momentum, weight_decay, clip)
+
+
+def sgd_steps(
+    peak: float,
+    milestones: Sequence[int],
+    *,
+    warmup: int = 1000,
+    warmup_factor: float = 1e-3,
+    factor: float = 0.1,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    clip: float | None = None,
+) -> optax.GradientTransformation:
+    """SGD with momentum whose rate falls to `factor` of itself at each of `milestones`, as detectors are trained.
+
+    Over the first `warmup` steps the rate rises linearly from `warmup_factor` of itself (Goyal et al. 2017, section
+    2.2; the numbers are Detectron2's and torchvision's). Weight decay and `clip` are as in `sgd_poly`. Raises
+    ValueError for milestones that are not in order.
+    """
+    if list(milestones) != sorted(set(milestones)):
+        raise ValueError(f"sgd_steps needs milestones in order, each once, got {tuple(milestones)}")
+
+    def schedule(step: Any) -> Any:
+        done = jnp.minimum(step / max(warmup, 1), 1.0) if warmup else 1.0
+        falls = sum(jnp.where(step >= m, 1.0, 0.0) for m in milestones)
+        return peak * (warmup_factor + (1 - warmup_factor) * done) * factor**falls
+
+    return _sgd(schedule, momentum, weight_decay, clip)
+
+
+def _sgd(schedule: Any, momentum: float, weight_decay: float, clip: float | None) -> optax.GradientTransformation:
     decay = optax.add_decayed_weights(weight_decay, mask=_kernels)
-    sgd = optax.sgd(optax.polynomial_schedule(peak, 0.0, power, steps), momentum)
+    sgd = optax.sgd(schedule, momentum)
     return optax.chain(*() if clip is None else (optax.clip_by_global_norm(clip),), decay, sgd)
 
 
@@ -82,22 +120,61 @@ def _kernels(params: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
-def _lies_in(params: PyTree, modules: Sequence[str]) -> PyTree:
-    """A mask over `params`: what belongs to the submodules of those names. Raises ValueError for one not there."""
-    for name in modules:
-        if name not in params:
-            raise ValueError(f'the model has no submodule "{name}"; it has {", ".join(sorted(params))}')
-    return {name: jax.tree.map(lambda _, inside=name in modules: inside, part) for name, part in params.items()}
+Modules = Sequence[str] | Callable[[PyTree], Sequence[str]]  # paths such as "encoder" or "backbone/body/conv1"
 
 
-def slower(
-    optimizer: optax.GradientTransformation, factor: float, modules: Sequence[str]
-) -> optax.GradientTransformation:
+def _names(params: PyTree, modules: Modules) -> Sequence[str]:
+    """The paths of `modules`. Raises ValueError for one that is not there."""
+    names = modules(params) if callable(modules) else modules
+    for name in names:
+        tree = params
+        for part in name.split("/"):
+            if part not in tree:
+                raise ValueError(f'the model has no submodule "{name}"; it has {", ".join(sorted(tree))}')
+            tree = tree[part]
+    return names
+
+
+def _inside(path: Sequence[str], names: Sequence[str]) -> bool:
+    return any(tuple(path[: name.count("/") + 1]) == tuple(name.split("/")) for name in names)
+
+
+def _lies_in(params: PyTree, modules: Modules) -> PyTree:
+    """A mask over `params`: what belongs to the submodules of those paths."""
+    names = _names(params, modules)
+    return jax.tree_util.tree_map_with_path(lambda path, _: _inside([k.key for k in path], names), params)
+
+
+def first_stages(count: int) -> Callable[[PyTree], Sequence[str]]:
+    """For `frozen`: the first stages of a detector's body, 2 being the stem and the first stage behind it.
+
+    As FREEZE_AT of Detectron, for ResNet (conv1 is 1, res2 is 2) and VGG (conv1_x, conv2_x). Raises ValueError where
+    the model has no such body.
+    """
+
+    def names(params: PyTree) -> Sequence[str]:
+        body = params.get("backbone", {}).get("body", {})
+        stages = {}
+        for name in body:
+            if found := re.fullmatch(r"layer(\d+)_\d+", name):
+                stages[name] = int(found[1]) + 1
+            elif found := re.fullmatch(r"(?:conv|bn)(\d+)(?:_\d+)?", name):
+                stages[name] = int(found[1]) if "_" in name else 1
+        if count and not stages:
+            raise ValueError(
+                f"first_stages knows ResNet and VGG as backbone/body; this model has {sorted(body) or 'none'}"
+            )
+        return [f"backbone/body/{name}" for name, stage in sorted(stages.items()) if stage <= count]
+
+    return names
+
+
+def slower(optimizer: optax.GradientTransformation, factor: float, modules: Modules) -> optax.GradientTransformation:
     """`optimizer` with `factor` times its learning rate, weight decay's share included, in the submodules named."""
     return optax.chain(optimizer, optax.masked(optax.scale(factor), lambda params: _lies_in(params, modules)))
 
 
-def _without(optimizer: optax.GradientTransformation, modules: Sequence[str]) -> optax.GradientTransformation:
+def without(optimizer: optax.GradientTransformation, modules: Modules) -> optax.GradientTransformation:
     """`optimizer` without state, decay or update for the submodules named."""
 
     def labels(params: PyTree) -> PyTree:
@@ -106,15 +183,19 @@ def _without(optimizer: optax.GradientTransformation, modules: Sequence[str]) ->
     return optax.multi_transform({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
 
 
-def _in_eval_mode(modules: Sequence[str]) -> Callable[..., Any]:
-    """An interceptor for `nn.intercept_methods`: the submodules named run with `train=False`, whatever is asked."""
+@contextlib.contextmanager
+def frozen_in(params: PyTree, modules: Modules) -> Iterator[PyTree]:
+    """Gives `params` without gradients in the submodules named, which run with `train=False`, whatever is asked."""
+    names = _names(params, modules)
 
     def interceptor(call: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
-        if context.module.path and context.module.path[0] in modules and "train" in kwargs:
+        if "train" in kwargs and _inside(context.module.path, names):
             kwargs = kwargs | {"train": False}
         return call(*args, **kwargs)
 
-    return interceptor
+    stopped = jax.tree.map(lambda x, inside: jax.lax.stop_gradient(x) if inside else x, params, _lies_in(params, names))
+    with nn.intercept_methods(interceptor):
+        yield stopped
 
 
 def draw_variables(init: Callable[[jax.Array], PyTree], key: jax.Array) -> PyTree:
@@ -149,7 +230,7 @@ def supervised(
     ema_decay: float | None = None,
     accumulate: int = 1,
     pretrained: Callable[[PyTree], PyTree] | None = None,
-    frozen: Sequence[str] = (),
+    frozen: Modules = (),
 ) -> TrainFns:
     """Semantic segmentation as `TrainFns`.
 
@@ -162,16 +243,15 @@ def supervised(
     recomputed in the backward pass, and the loss is still that of the whole batch (batch norm sees
     microbatches). `pretrained` maps fresh variables to variables with published weights in them.
 
-    `frozen` names submodules of the model, such as "encoder", that stay bit for bit as they start: no gradient
-    goes through them, the optimizer and its weight decay pass them by, and they run in eval mode, so that
-    their batch norms use, and keep, the running statistics.
+    `frozen` names submodules of the model, such as "encoder" or "encoder/conv1_1", that stay bit for bit as they
+    start: no gradient goes through them, the optimizer and its weight decay pass them by, and they run in eval mode,
+    so that their batch norms use, and keep, the running statistics.
     """
-    if frozen:
-        optimizer = _without(optimizer, frozen)
+    if callable(frozen) or frozen:
+        optimizer = without(optimizer, frozen)
 
     def apply(params: PyTree, model_state: PyTree, images: Array, key: jax.Array) -> tuple[Any, PyTree]:
-        params = {k: jax.lax.stop_gradient(v) if k in frozen else v for k, v in params.items()}
-        with nn.intercept_methods(_in_eval_mode(frozen)):
+        with frozen_in(params, frozen) as params:
             return model.apply(
                 {"params": params, **model_state},
                 images,
@@ -230,7 +310,10 @@ def supervised(
         ema_params = state.ema_params
         if ema_decay is not None:
             ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay)
-            ema_params |= {name: params[name] for name in frozen}  # which their mean would be, but for rounding
+            # of what is frozen the mean is itself, but for rounding
+            ema_params = jax.tree.map(
+                lambda mean, x, inside: x if inside else mean, ema_params, params, _lies_in(params, frozen)
+            )
         confusion = batch_sum(confusion_matrix(jnp.argmax(logits, -1), seen, logits.shape[-1]))
         metrics = {"loss": value, "miou": mean_iou(confusion), "grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, params, model_state, opt_state, ema_params), metrics

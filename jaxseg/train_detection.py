@@ -8,16 +8,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxseg.data.augment import normalize
-from jaxseg.losses.detection import box_losses, mask_loss, proposal_losses
+from jaxseg.losses.detection import BETA, box_losses, mask_loss, proposal_losses
 from jaxseg.metrics.detection import average_precision, score_histogram
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
-from jaxseg.ops.boxes import BOX_WEIGHTS, encode_boxes
-from jaxseg.ops.masks import Instances, crop_instances, instances_of, paste_masks
+from jaxseg.ops.boxes import BOX_WEIGHTS, Proposals, encode_boxes
+from jaxseg.ops.masks import Instances, crop_instances, crop_masks, instances_of, paste_masks
 from jaxseg.ops.matching import Sampled, match, sample
-from jaxseg.train import TrainFns, TrainState, augmented
+from jaxseg.train import Modules, TrainFns, TrainState, augmented, frozen_in, without
 
 __all__ = ["Sampling", "detection", "detection_losses"]
 
@@ -31,9 +31,24 @@ class Sampling(NamedTuple):
     boxes: int = 512
     boxes_positive: float = 0.25
     box_iou: float = 0.5
+    box_beta: float = BETA  # where the box loss turns linear; 1 in Fast R-CNN
 
 
 SAMPLING = Sampling()
+_TRUTH = {  # what a batch may say of its objects
+    **{"label": jnp.int32, "instances": jnp.int32, "size": jnp.int32, "beyond": jnp.int32},
+    **{"boxes": jnp.float32, "classes": jnp.int32, "valid": bool, "masks": bool},
+}
+
+
+class _Prepared(NamedTuple):
+    """A batch as the model and its losses want it."""
+
+    images: Any  # normalised
+    masks: Any  # an id map [n, h, w], or bool [n, g, h, w], or None
+    truth: Instances
+    sizes: Any  # int32 [n, 2], or None: the whole canvas
+    proposals: Proposals | None
 
 
 def _anchor_terms(scores: Any, anchors: Array, truth: Instances, keys: Array, how: Sampling) -> tuple[Array, Array]:
@@ -66,45 +81,50 @@ def _sampled_boxes(proposals: Any, truth: Instances, keys: Array, how: Sampling)
 def detection_losses(
     detector: Any,
     images: Float[Array, "n h w 3"],
-    instances: Array,
+    instances: Array | None,
     truth: Instances,
     key: PRNGKeyArray,
     how: Sampling = SAMPLING,
+    sizes: Int[Array, "n 2"] | None = None,
+    proposals: Proposals | None = None,
 ) -> dict[str, Float[Array, ""]]:
     """The losses of a bound detector, by torchvision's names; run it with `flax.linen.apply`.
 
-    `truth` holds the objects of each image, `instances` int `[n, h, w]` the ids that their masks are cut from.
-    Each image draws from `key` folded with its place in the global batch.
+    `truth` holds the objects of each image, `instances` int `[n, h, w]` the ids that their masks are cut from, or bool
+    `[n, g, h, w]` the masks themselves. `sizes` (h, w) are those of the images without padding. A detector that has
+    no proposals of its own is given `proposals`. Each image draws from `key` folded with its place in the global batch.
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_index(images.shape[0]))
     anchor_keys, box_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    sizes = detector.true_sizes(images, None)
+    sizes = detector.true_sizes(images, sizes)
     features = detector.features(images, train=True)
-    scores = detector.anchor_scores(features, train=True)
-    anchors = detector.anchors(images, features)
-    proposals = detector.propose(scores, anchors, sizes, train=True)
-    objectness, rpn_box = _anchor_terms(
-        scores, jnp.concatenate(list(map(jnp.asarray, anchors))), truth, anchor_keys, how
-    )
+    losses: dict[str, Array] = {}
+    if hasattr(detector, "anchor_scores"):
+        scores = detector.anchor_scores(features, train=True)
+        anchors = detector.anchors(images, features)
+        proposals = detector.propose(scores, anchors, sizes, train=True)
+        flat = jnp.concatenate(list(map(jnp.asarray, anchors)))
+        losses["loss_objectness"], losses["loss_rpn_box_reg"] = _anchor_terms(scores, flat, truth, anchor_keys, how)
+    if proposals is None:
+        raise ValueError(
+            f"{type(detector).__name__} learns from proposals that are given: batch['proposals'] [n, p, 4]"
+        )
 
     boxes, owner, classes, chosen = _sampled_boxes(proposals, truth, box_keys, how)
     boxes = jax.lax.stop_gradient(boxes)
     logits, deltas = detector.box_scores(features, boxes, train=True)
     true_boxes = jnp.take_along_axis(truth.boxes, owner[..., None], 1)
     targets = encode_boxes(true_boxes, boxes, BOX_WEIGHTS)
-    classifier, box = box_losses(logits, deltas, classes, targets, chosen.valid)
-    losses = {
-        "loss_objectness": objectness,
-        "loss_rpn_box_reg": rpn_box,
-        "loss_classifier": classifier,
-        "loss_box_reg": box,
-    }
+    classifier, box = box_losses(logits, deltas, classes, targets, chosen.valid, beta=how.box_beta)
+    losses |= {"loss_classifier": classifier, "loss_box_reg": box}
     if hasattr(detector, "mask_logits"):
         most = max(int(how.boxes * how.boxes_positive), 1)  # positives come first
         boxes, owner, classes = boxes[:, :most], owner[:, :most], classes[:, :most]
         masks = detector.mask_logits(features, boxes, classes, train=True)
-        cut = functools.partial(crop_instances, size=masks.shape[-1])
-        wanted = jax.vmap(cut)(instances, owner + 1, boxes)
+        if instances is None:
+            raise ValueError(f"{type(detector).__name__} learns masks and the objects have none; use a Faster R-CNN")
+        cut, at = (crop_instances, owner + 1) if instances.ndim == 3 else (crop_masks, owner)
+        wanted = jax.vmap(functools.partial(cut, size=masks.shape[-1]))(instances, at, boxes)
         losses["loss_mask"] = mask_loss(masks, wanted, chosen.positive[:, :most])
     return losses
 
@@ -115,28 +135,53 @@ def detection(
     optimizer: optax.GradientTransformation,
     max_instances: int,
     augment: Sequence[Callable] = (),
+    batch_augment: Sequence[Callable] = (),
     sampling: Sampling = SAMPLING,
     ema_decay: float | None = None,
     pretrained: Callable[[PyTree], PyTree] | None = None,
+    frozen: Modules = (),
 ) -> TrainFns:
     """Detection and instance segmentation as `TrainFns`.
 
-    A batch holds `image` uint8 `[N, H, W, 3]`, `instances` int `[N, H, W]`, the ids 1.. of the objects, and
-    `label` int `[N, H, W]`, the class of each pixel. Boxes are those around what is seen of an object after
-    `augment`, functions of (key, example) as in `supervised`. Objects with ids above `max_instances` have no
-    place and are background; the metric `pixels_beyond` counts their pixels.
+    A batch holds `image` uint8 `[N, H, W, 3]` and the objects in one of two forms. As `jaxseg.data.padded_objects`
+    gives them: `boxes`, `classes`, `valid` and, to learn masks, `masks`; those that had no place are background, and
+    the metric `instances_beyond` counts them. Or as maps: `instances` int `[N, H, W]`, the ids 1.. of the objects,
+    and `label` int `[N, H, W]`, the class of each pixel; boxes are then those around what is seen of an object, ids
+    above `max_instances` are background, and `pixels_beyond` counts their pixels. A batch may hold `proposals`
+    `[N, P, 4]` for a detector without its own; those without area are padding.
 
-    `evaluate` matches detections to objects, as COCO does, at an IoU of 0.5, of boxes and of masks, and sums
-    histograms of their scores; `summarize` has the average precision from them.
+    `augment` are functions of (key, example) as in `supervised`, and then `batch_augment` of (key, examples), such as
+    `jaxseg.data.copy_paste`. `frozen` is as in `supervised`, with `jaxseg.train.first_stages`.
+
+    `evaluate` matches detections to objects, as COCO does but without crowds, at an IoU of 0.5, of boxes and of masks,
+    and sums histograms of their scores; `summarize` has the average precision from them. Places that fill up a last
+    batch (`index` -1) do not count.
     """
+    if callable(frozen) or frozen:
+        optimizer = without(optimizer, frozen)
 
-    def prepared(batch: PyTree, key: PRNGKeyArray | None) -> tuple[Array, Array, Instances]:
-        example = {k: jnp.asarray(batch[k], jnp.int32) for k in ("label", "instances")}
+    def prepared(batch: PyTree, key: PRNGKeyArray | None) -> _Prepared:
+        example = {k: jnp.asarray(batch[k], t) for k, t in _TRUTH.items() if k in batch}
         example["image"] = jnp.asarray(batch["image"], jnp.float32) / 255
         if key is not None:
             example = augmented(augment, key, example)
-        truth = jax.vmap(functools.partial(instances_of, g=max_instances))(example["instances"], example["label"])
-        return normalize(example["image"]), example["instances"], truth
+            for position, mix in enumerate(batch_augment, len(augment)):
+                example = mix(jax.random.fold_in(key, position), example)
+        if "boxes" in example:
+            beyond = example.get("beyond", jnp.zeros(example["image"].shape[0], jnp.int32))
+            truth = Instances(example["boxes"], example["classes"], example["valid"], beyond)
+            masks = example.get("masks")
+        else:
+            truth = jax.vmap(functools.partial(instances_of, g=max_instances))(example["instances"], example["label"])
+            masks = example["instances"]
+        proposals = None
+        if "proposals" in batch:
+            boxes = jnp.asarray(batch["proposals"], jnp.float32)
+            there = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+            proposals = Proposals(boxes, there.astype(jnp.float32), there)
+            if key is not None and (augment or batch_augment):
+                raise ValueError("proposals that come with a batch do not move with it: train without augment")
+        return _Prepared(normalize(example["image"]), masks, truth, example.get("size"), proposals)
 
     def init(key: PRNGKeyArray, batch: PyTree) -> TrainState:
         shape = (1, *batch["image"].shape[1:])
@@ -151,12 +196,16 @@ def detection(
 
     def update(state: TrainState, batch: PyTree, key: PRNGKeyArray) -> tuple[TrainState, PyTree]:
         augment_key, sample_key = jax.random.split(key)
-        images, instances, truth = prepared(batch, augment_key)
+        seen = prepared(batch, augment_key)
 
         def loss_of(params: PyTree) -> tuple[Array, tuple[dict[str, Array], PyTree]]:
             run = nn.apply(detection_losses, model, mutable=list(state.model_state) or ["batch_stats"])
-            variables = {"params": params, **state.model_state}
-            losses, model_state = run(variables, images, instances, truth, sample_key, sampling)
+            with frozen_in(params, frozen) as params:
+                losses, model_state = run(
+                    {"params": params, **state.model_state},
+                    *(seen.images, seen.masks, seen.truth, sample_key, sampling, seen.sizes, seen.proposals),
+                    rngs={"dropout": jax.random.fold_in(sample_key, 0)},
+                )
             return sum(losses.values(), jnp.float32(0)), (losses, model_state)
 
         (value, (losses, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -166,21 +215,27 @@ def detection(
         ema_params = state.ema_params
         if ema_decay is not None:
             ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay)
-        beyond = batch_sum(jnp.sum(truth.beyond))
-        metrics = {"loss": value, **losses, "grad_norm": optax.global_norm(grads), "pixels_beyond": beyond}
+        what = "instances_beyond" if "boxes" in batch else "pixels_beyond"
+        beyond = batch_sum(jnp.sum(seen.truth.beyond))
+        metrics = {"loss": value, **losses, "grad_norm": optax.global_norm(grads), what: beyond}
         return TrainState(state.step + 1, params, model_state, opt_state, ema_params), metrics
 
     def evaluate(state: TrainState, batch: PyTree) -> PyTree:
         params = state.params if state.ema_params is None else state.ema_params
-        images, instances, truth = prepared(batch, None)
-        found: Any = model.apply({"params": params, **state.model_state}, images, train=False)
-        size = (images.shape[1], images.shape[2])
+        seen = prepared(batch, None)
+        given = () if seen.proposals is None else (seen.proposals,)
+        variables = {"params": params, **state.model_state}
+        found: Any = model.apply(variables, seen.images, seen.sizes, *given, train=False)
+        size = (seen.images.shape[1], seen.images.shape[2])
+        if "index" in batch:
+            there = jnp.asarray(batch["index"]) >= 0
+            found = found.replace(valid=found.valid & there[:, None])
 
-        def one(found: Any, instances: Array, truth: Instances) -> PyTree:
+        def one(found: Any, masks: Array | None, truth: Instances) -> PyTree:
             pasted = None if found.masks is None else paste_masks(found.masks, found.boxes, size) > 0.5
-            return score_histogram(found, truth, pasted, instances, model.num_classes)  # type: ignore[attr-defined]
+            return score_histogram(found, truth, pasted, masks, model.num_classes)  # type: ignore[attr-defined]
 
-        sums = jax.vmap(one)(found, instances, truth)
+        sums = jax.vmap(one)(found, seen.masks, seen.truth)
         return batch_sum(jax.tree.map(lambda x: x.sum(0), sums))
 
     def summarize(sums: PyTree) -> dict[str, float]:

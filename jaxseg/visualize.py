@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxseg.data.source import IGNORE
 
-__all__ = ["colorize", "draw_detections", "overlay", "palette_image", "save_curves", "save_panels"]
+__all__ = ["colorize", "draw_detections", "overlay", "palette_image", "save_curves", "save_panels", "save_tiles"]
 
 
 def colorize(labels: Int[np.ndarray, "h w"], palette: UInt8[np.ndarray, "k 3"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -140,3 +140,18 @@ def draw_detections(
         pen.rectangle((left - 3, top - 1, right + 3, bottom + 1), fill=colour)
         pen.text((x0 + 3, max(y0 - 13, 0)), text, fill=(0, 0, 0) if sum(colour) > 380 else (255, 255, 255))
     return np.asarray(large)
+
+
+def save_tiles(path: pathlib.Path, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], columns: int = 3) -> None:
+    """Writes pictures of any sizes as one PNG, `columns` a row, each scaled into a tile of the first one's height."""
+    height = min(pictures[0].shape[0], 480)
+    width = max(round(height * p.shape[1] / p.shape[0]) for p in pictures)
+    width = min(width, 2 * height)
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (min(columns, len(pictures)) * width, rows * height), "white")
+    for i, picture in enumerate(pictures):
+        tile = Image.fromarray(picture)
+        tile.thumbnail((width, height), Image.Resampling.LANCZOS)
+        sheet.paste(tile, (i % columns * width, i // columns * height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)

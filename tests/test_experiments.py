@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from jaxseg.backbones.vgg import VGG
+from jaxseg.data import DataError
 from jaxseg.fit import Run
 from jaxseg.layers import BatchNorm
 from jaxseg.models import MODELS, SegmentationOutput
@@ -19,6 +20,7 @@ from jaxseg.runs import load_run
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 sys.path.append(str(pathlib.Path(__file__).parent / "data"))
+from detection_folders import make_instances  # noqa: E402
 from official_folders import make_ade20k, make_cityscapes, make_pets, make_voc  # noqa: E402
 
 
@@ -174,6 +176,69 @@ def test_shapes_mask_rcnn_trains_scores_and_draws(tmp_path, capsys):
     assert {"box_ap50", "mask_ap", "mask_ap50"} <= set(scores)
     assert "mask_ap50" in capsys.readouterr().out
     assert Image.open(tmp_path / "run" / "detections.png").size == (3 * 512, 2 * 512)
+
+
+def shrink(monkeypatch, experiment):
+    """The experiment's own small Mask R-CNN with a tenth of the proposals, so that a test can wait for it."""
+    whole = experiment.mask_rcnn
+
+    def small(config):
+        few = {f"rpn_{when}_nms_top_n_{mode}": 24 for when in ("pre", "post") for mode in ("train", "test")}
+        return whole(config).clone(**few, box_detections_per_img=6)
+
+    monkeypatch.setattr(experiment, "mask_rcnn", small)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "held_out"), [("nuclei", "val"), ("pennfudan", "test")])
+def test_instances_train_score_and_are_drawn(name, held_out, tmp_path, capsys, monkeypatch):
+    experiment = load(name)
+    shrink(monkeypatch, experiment)
+    for split in ("train", held_out):
+        make_instances(tmp_path / "data", split, 8, (40, 56))
+    run = Run(steps=2, batch=8, out=tmp_path / "run", checkpoint_every=2)
+    experiment.main(experiment.Config(tmp_path / "data", run=run, model="small", size=(64, 64)))
+    scores = json.loads((tmp_path / "run" / "results.json").read_text())["scores"]
+    assert {"box_ap", "mask_ap", "mask_ap50"} <= set(scores)
+    assert "| mask |" in capsys.readouterr().out
+    assert (tmp_path / "run" / "detections.png").exists()
+
+
+@pytest.mark.slow
+def test_coco_trains_scores_and_is_drawn(tmp_path, monkeypatch):
+    from models.test_detectors import small
+
+    experiment = load("coco")
+    monkeypatch.setattr(
+        experiment,
+        "model_from_config",
+        lambda config: small("maskrcnn_resnet50_fpn").clone(
+            num_classes=config["num_classes"], rpn_pre_nms_top_n_train=24, rpn_post_nms_top_n_train=16
+        ),
+    )
+    shared = next((p for p in (q / "shared/data/tiny_coco" for q in EXPERIMENTS.parents[1:3]) if p.is_dir()), None)
+    if shared is None:
+        pytest.skip("shared/data/tiny_coco is not on this machine")
+    run = Run(steps=2, batch=8, out=tmp_path / "run", checkpoint_every=2)
+    config = experiment.Config(shared, run=run, size=(64, 64), lsj=True, small_samples=True, pictures=6)
+    experiment.main(config)
+    scores = json.loads((tmp_path / "run" / "results.json").read_text())["scores"]
+    assert {"box_ap", "mask_ap", "mask_ap50"} <= set(scores)
+    assert (tmp_path / "run" / "detections.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nuclei", "no such folder; pictures are in images and their id maps in instances"),
+        ("pennfudan", "no such folder; pictures are in images and their id maps in instances"),
+        ("coco", "no such file; it should be COCO's JSON of instances"),
+    ],
+)
+def test_absent_objects_are_said(name, message, tmp_path):
+    experiment = load(name)
+    with pytest.raises(DataError, match=message):
+        experiment.main(experiment.Config(tmp_path / "nowhere"))
 
 
 def test_bsds_scores_both_methods_and_goes_on_where_it_stopped(tmp_path, capsys):

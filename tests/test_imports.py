@@ -27,6 +27,7 @@ MAY = {
     "train_style": {"ops", "losses", "train"},
     "train_adversarial": {"ops", "losses", "train"},
     "grow": {"checkpoint", "data", "fit", "parallel", "train", "train_adversarial"},
+    "train_rcnn": set(),
     "train_detection": {"ops", "losses", "metrics", "data", "train"},
     "interruption": set(),
     "fit": {"checkpoint", "data", "interruption", "parallel", "runlog", "train"},
@@ -37,8 +38,8 @@ MAY = {
     "detect": {"ops", "data"},
     "predict": {"ops", "data", "detect", "metrics", "parallel"},
     "runs": {"checkpoint", "models"},
-    "pretrained": {"runs", "weights"},
-    "report": {"data", "predict", "runlog", "runs", "visualize"},
+    "pretrained": {"backbones", "runs", "weights"},
+    "report": {"data", "metrics", "predict", "runlog", "runs", "visualize"},
     "cli": {"*"},
     "__init__": {"models", "runs", "weights"},
 }

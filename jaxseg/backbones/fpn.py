@@ -12,7 +12,7 @@ from jaxseg.backbones.resnet import resnet50
 from jaxseg.layers import BatchNorm, ConvNormAct
 from jaxseg.ops.resize import resize_nearest
 
-__all__ = ["FPN"]
+__all__ = ["FPN", "SingleLevel"]
 
 line_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # torchvision's kaiming_uniform_(a=1)
 
@@ -54,3 +54,21 @@ class FPN(nn.Module):
             out[level] = conv(3, name=f"layer_{i}")(x, train=train)
         ordered = {level: out[level] for level in self.levels}
         return {**ordered, "pool": ordered[self.levels[-1]][:, ::2, ::2]}
+
+
+class SingleLevel(nn.Module):
+    """One `level` of `body`, of `features` channels, in FPN's place: detectors before it, and C4 (He et al. 2017)."""
+
+    body: Callable[..., nn.Module]
+    level: str
+    features: int
+    norm: Callable[..., nn.Module] | None = None
+    pyramid_norm: Callable[..., nn.Module] | None = None
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> dict[str, Array]:
+        norm = {} if self.norm is None else {"norm": self.norm}
+        body = self.body(**norm, dtype=self.dtype, remat=self.remat, name="body")
+        return {self.level: body(images, train=train)[self.level]}

@@ -107,13 +107,13 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """ResNet (He et al. 2016, Table 1), torchvision's in every number.
 
-    Returns `stride2`, the rectified stem before its pooling, and `stride4` ... `stride32`, the four stages, by
-    the strides that they have at `output_stride` 32. At 16 or 8 the last stage or two keep the resolution
-    and dilate instead (Chen et al. 2017); their first block keeps the dilation before it, as torchvision's
-    do, or with `dilate_first` has its stage's, as in semseg and SMP. `multi_grid` multiplies the dilations
-    of the last stage's blocks. `deep_stem` is three 3x3 convolutions, of `stem_features`, as many, and twice
-    as many channels (semseg), in place of one 7x7. What lies deeper than the stage of stride `deepest` has its
-    parameters and is not computed. Any height and width will do.
+    Returns `stride2`, the rectified stem before its pooling, and `stride4` ... `stride32`, the four stages, by the
+    strides that they have at `output_stride` 32. At 16 or 8 the last stage or two keep the resolution and dilate
+    instead (Chen et al. 2017); their first block keeps the dilation before it, as torchvision's do, or with
+    `dilate_first` has its stage's, as in semseg and SMP. `multi_grid` multiplies the dilations of the fourth stage's
+    blocks; of fewer `depths` there are fewer stages. `deep_stem` is three 3x3 convolutions, of `stem_features`, as
+    many, and twice as many channels (semseg), in place of one 7x7. What lies deeper than the stage of stride `deepest`
+    has its parameters and is not computed. Any height and width will do.
     """
 
     depths: tuple[int, ...]
@@ -139,7 +139,7 @@ class ResNet(nn.Module):
         out = {"stride2": x}
         x = max_pool(x, 3, 2, 1)
         dilation = 1
-        for stage in range(1, 5):
+        for stage in range(1, len(self.depths) + 1):
             if 2 ** (stage + 1) > self.deepest and not self.is_initializing():
                 break
             before, stride = dilation, 1 if stage == 1 else 2

@@ -38,9 +38,9 @@ COCO_NAMES = (
 def load_detector(name: str, weights: pathlib.Path) -> tuple[Any, Any]:
     """The model of that name with as many classes as the file scores, and its variables."""
     state = read_weights(weights)
-    scores = next((a for key, a in state.items() if key.endswith("box_predictor.cls_score.bias")), None)
+    scores = next((a for key, a in state.items() if key.replace("/", ".").endswith("cls_score.bias")), None)
     if scores is None:
-        raise DataError(f"{weights} holds no detector: no roi_heads.box_predictor.cls_score.bias in it")
+        raise DataError(f"{weights} holds no detector: no cls_score.bias in it")
     model = create_model(name, num_classes=len(scores))
     return model, from_published(state, model, where=str(weights)).variables
 

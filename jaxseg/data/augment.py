@@ -4,9 +4,14 @@ An example is {"image": float32 [H, W, 3] in 0..1, "label": int32 [H, W]}; "inst
 where they ride along, move with the label. What comes from outside the image has the ImageNet mean colour and
 label 255, so that it is near zero after `normalize` and no loss counts it. Shapes never depend on data; each
 example has its own key, so any sharding of the batch draws the same numbers.
+
+Objects (`jaxseg.data.padded_objects`) move too: "masks" bool `[g, H, W]` with the label, and "boxes" float32 `[g, 4]`
+are then those around the masks; without masks they are scaled, moved and cut, which `rotate` and `elastic` cannot.
+"valid" bool `[g]` says what is left of them. "size" is the (h, w) of the picture, at the top left, without padding.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +19,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxseg.data.source import IGNORE
+from jaxseg.ops.boxes import clip_boxes
+from jaxseg.ops.masks import boxes_of_masks
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -25,6 +32,7 @@ __all__ = [
     "normalize",
     "rotate",
     "scale_crop",
+    "scaled",
 ]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -46,9 +54,25 @@ def normalize(image: Float[Array, "*n h w 3"]) -> Float[Array, "*n h w 3"]:
 
 
 def flip(key: PRNGKeyArray, example: Example) -> Example:
-    """Mirrors left and right, every second time."""
+    """Mirrors left and right, every second time; where "size" says what is picture, that part, in its place."""
     mirror = jax.random.bernoulli(key)
-    return example | {k: jnp.where(mirror, v[:, ::-1], v) for k, v in example.items() if k == "image" or k in _MAPS}
+    w = example["image"].shape[1]
+    width = example["size"][1] if "size" in example else w
+
+    def mirrored(x: Array, axis: int) -> Array:
+        if "size" not in example:
+            return jnp.flip(x, axis)
+        at = jnp.arange(w)
+        return jnp.take(x, jnp.where(at < width, width - 1 - at, at), axis)
+
+    moved = {k: mirrored(v, 1) for k, v in example.items() if k == "image" or k in _MAPS}
+    if "masks" in example:
+        moved["masks"] = mirrored(example["masks"], 2)
+    if "boxes" in example:
+        x0, y0, x1, y1 = jnp.moveaxis(example["boxes"], -1, 0)
+        there = jnp.stack([width - x1, y0, width - x0, y1], -1)
+        moved["boxes"] = jnp.where(example["valid"][:, None], there, 0)
+    return example | {k: jnp.where(mirror, v, example[k]) for k, v in moved.items()}
 
 
 def scale_crop(size: tuple[int, int], scales: tuple[float, float] = (0.5, 2.0)) -> Augmentation:
@@ -67,14 +91,20 @@ def scale_crop(size: tuple[int, int], scales: tuple[float, float] = (0.5, 2.0)) 
         # in both cases the offset lies between 0 and the difference of the sizes
         spare = jnp.array(size, jnp.float32) - scale * jnp.array(example["image"].shape[:2], jnp.float32)
         offset = spare * jax.random.uniform(place_key, (2,))
-        mean = jnp.array(IMAGENET_MEAN)
-        image = jax.image.scale_and_translate(
-            example["image"] - mean, (*size, 3), (0, 1), jnp.stack([scale, scale]), offset, "bilinear"
-        )
-        rows, cols = ((jnp.arange(size[a]) + 0.5 - offset[a]) / scale - 0.5 for a in range(2))
-        return example | {"image": image + mean} | _move_maps(example, rows[:, None], cols[None, :])
+        return _all_picture(scaled(example, size, scale, offset), size)
 
     return augment
+
+
+def scaled(example: Example, size: tuple[int, int], scale: Array, offset: Float[Array, "2"]) -> Example:
+    """The example scaled and moved to (row, column) `offset` on a canvas of `size` (H, W), in one resampling."""
+    mean = jnp.array(IMAGENET_MEAN)
+    image = jax.image.scale_and_translate(
+        example["image"] - mean, (*size, 3), (0, 1), jnp.stack([scale, scale]), offset, "bilinear"
+    )
+    rows, cols = ((jnp.arange(size[a]) + 0.5 - offset[a]) / scale - 0.5 for a in range(2))
+    moved = example | {"image": image + mean} | move_maps(example, rows[:, None], cols[None, :])
+    return with_boxes(moved, scale, offset)
 
 
 def rotate(degrees: float) -> Augmentation:
@@ -148,13 +178,42 @@ def _grey(image: Float[Array, "h w 3"]) -> Float[Array, "h w 1"]:
     return (image * jnp.array(_TO_YIQ[0], image.dtype)).sum(-1, keepdims=True)
 
 
-def _move_maps(example: Example, rows: Float[Array, "#h #w"], cols: Float[Array, "#h #w"]) -> Example:
+def move_maps(example: Example, rows: Float[Array, "#h #w"], cols: Float[Array, "#h #w"]) -> Example:
     """The maps of an example at (rows, cols), in pixel indices of its image, by nearest neighbour."""
     h, w = example["image"].shape[:2]
     i, j = jnp.floor(rows + 0.5).astype(jnp.int32), jnp.floor(cols + 0.5).astype(jnp.int32)
     inside = (i >= 0) & (i < h) & (j >= 0) & (j < w)
     i, j = i.clip(0, h - 1), j.clip(0, w - 1)
-    return {k: jnp.where(inside, example[k][i, j], fill) for k, fill in _MAPS.items() if k in example}
+    moved = {k: jnp.where(inside, example[k][i, j], fill) for k, fill in _MAPS.items() if k in example}
+    if "masks" in example:
+        separable = i.shape[1] == j.shape[0] == 1  # whole rows, then whole columns: no gather of single pixels
+        there = example["masks"][:, i[:, 0]][:, :, j[0]] if separable else example["masks"][:, i, j]
+        moved["masks"] = there & inside
+    return moved
+
+
+def _all_picture(example: Example, size: tuple[int, int]) -> Example:
+    """The picture may now lie anywhere on the canvas of `size`."""
+    return example | ({"size": jnp.array(size, jnp.int32)} if "size" in example else {})
+
+
+def with_boxes(example: Example, scale: Any = None, offset: Any = None) -> Example:
+    """Boxes around the masks that have moved, or scaled and moved to (row, column) `offset` as the image was."""
+    if "boxes" not in example:
+        return example
+    if "masks" in example:
+        boxes, seen = boxes_of_masks(example["masks"] & example["valid"][:, None, None])
+    elif scale is None:
+        raise ValueError("rotate and elastic move boxes by their masks, and there are none; use flip and scale_crop")
+    else:
+        moved = example["boxes"] * scale + jnp.stack([offset[1], offset[0]] * 2)
+        boxes = clip_boxes(moved, jnp.array(example["image"].shape[:2]))
+        seen = example["valid"] & (boxes[:, 2:] > boxes[:, :2]).all(-1)
+    return example | {
+        "boxes": jnp.where(seen[:, None], boxes, 0),
+        "classes": jnp.where(seen, example["classes"], 0),
+        "valid": seen,
+    }
 
 
 def _resample(example: Example, rows: Float[Array, "h w"], cols: Float[Array, "h w"]) -> Example:
@@ -172,4 +231,4 @@ def _resample(example: Example, rows: Float[Array, "h w"], cols: Float[Array, "h
     lower = corner(i0 + 1, j0) * (1 - right) + corner(i0 + 1, j0 + 1) * right
     inside = ((rows >= -0.5) & (rows < h - 0.5) & (cols >= -0.5) & (cols < w - 0.5))[..., None]
     moved = jnp.where(inside, upper * (1 - down) + lower * down, mean)
-    return example | {"image": moved} | _move_maps(example, rows, cols)
+    return with_boxes(_all_picture(example | {"image": moved} | move_maps(example, rows, cols), (h, w)))

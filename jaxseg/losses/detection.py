@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxseg.ops.batch import batch_sum
 
-__all__ = ["box_losses", "mask_loss", "proposal_losses", "smooth_l1"]
+__all__ = ["BETA", "box_losses", "mask_loss", "proposal_losses", "smooth_l1"]
 
 BETA = 1 / 9  # of torchvision and Detectron
 
@@ -47,6 +47,8 @@ def box_losses(
     classes: Int[Array, "n r"],
     targets: Float[Array, "n r 4"],
     valid: Bool[Array, "n r"],
+    *,
+    beta: float = BETA,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Class and box loss of sampled boxes (Girshick 2015, equation 1), whose `classes` are 0 in the background.
 
@@ -57,7 +59,7 @@ def box_losses(
     chosen = jnp.take_along_axis(deltas, classes[..., None, None], 2)[..., 0, :]
     objects = valid & (classes > 0)
     error = jnp.where(objects[..., None], chosen - targets, 0)
-    return _share(-log_p, valid, count), _share(smooth_l1(error).sum(-1), objects, count)
+    return _share(-log_p, valid, count), _share(smooth_l1(error, beta).sum(-1), objects, count)
 
 
 def mask_loss(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-__all__ = ["Objects", "coco_average_precision", "mask_to_rle"]
+__all__ = ["Objects", "check_objects", "coco_average_precision", "mask_to_rle"]
 
 NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # the first six of COCOeval.stats
 
@@ -18,9 +18,11 @@ class Objects(NamedTuple):
 
     boxes: Float[np.ndarray, "k 4"]  # XYXY
     classes: Int[np.ndarray, "k"]  # from 1
-    masks: Shaped[np.ndarray, "k h w"] | None = None  # bool, or 0 and 1
+    masks: Any = None  # bool, or 0 and 1, `[k, h, w]`; or a list of COCO's compressed run lengths
     scores: Float[np.ndarray, "k"] | None = None  # of what was found
-    crowd: Bool[np.ndarray, "k"] | None = None  # of what is true: neither right nor wrong to find
+    crowd: Bool[np.ndarray, "k"] | None = None  # of what is true: COCO does not mind whether it is found
+    difficult: Bool[np.ndarray, "k"] | None = None  # of what is true: neither does VOC
+    area: Float[np.ndarray, "k"] | None = None  # of what is true, by which COCO calls it small; by default the mask's
 
 
 def mask_to_rle(mask: Shaped[np.ndarray, "h w"]) -> dict[str, Any]:
@@ -31,7 +33,9 @@ def mask_to_rle(mask: Shaped[np.ndarray, "h w"]) -> dict[str, Any]:
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
 
 
-def _annotations(images: Sequence[Objects], *, found: bool) -> list[dict[str, Any]]:
+def _annotations(images: Sequence[Objects], *, found: bool, boxes_only: bool = False) -> list[dict[str, Any]]:
+    from pycocotools import mask as coco_mask
+
     rows: list[dict[str, Any]] = []
     for image_id, objects in enumerate(images, 1):
         for i, (box, cls) in enumerate(zip(np.asarray(objects.boxes, float), objects.classes, strict=True)):
@@ -44,14 +48,34 @@ def _annotations(images: Sequence[Objects], *, found: bool) -> list[dict[str, An
                 "area": (x1 - x0) * (y1 - y0),
                 "iscrowd": 0 if objects.crowd is None else int(objects.crowd[i]),
             }
-            if objects.masks is not None:
-                row["segmentation"] = mask_to_rle(objects.masks[i])
-                row["area"] = float(np.count_nonzero(objects.masks[i]))
+            if objects.masks is not None and not boxes_only:
+                rle = objects.masks[i] if isinstance(objects.masks[i], dict) else mask_to_rle(objects.masks[i])
+                row |= {"segmentation": rle, "area": float(coco_mask.area(rle))}
+            if objects.area is not None:
+                row["area"] = float(objects.area[i])
             if found:
                 assert objects.scores is not None
                 row["score"] = float(objects.scores[i])
             rows.append(row)
     return rows
+
+
+def check_objects(truth: Sequence[Objects], found: Sequence[Objects], num_classes: int) -> None:
+    """Raises ValueError for lists of unlike length, and for classes out of range."""
+    if len(truth) != len(found):
+        raise ValueError(f"average precision needs an entry for each image in both, got {len(truth)} and {len(found)}")
+    for what, images in (("truth", truth), ("detections", found)):
+        for i, objects in enumerate(images):
+            if any(not 1 <= c < num_classes for c in objects.classes):
+                raise ValueError(f"classes of the {what} of image {i} must be in 1..{num_classes - 1}")
+
+
+def _size(objects: Objects) -> tuple[int, int]:
+    """(h, w) of the masks; 0 where there are none to say, which nothing depends on."""
+    if objects.masks is None or not len(objects.masks):
+        return 0, 0
+    first = objects.masks[0]
+    return tuple(first["size"]) if isinstance(first, dict) else first.shape
 
 
 def coco_average_precision(
@@ -65,21 +89,17 @@ def coco_average_precision(
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    if len(truth) != len(found):
-        raise ValueError(f"average precision needs an entry for each image in both, got {len(truth)} and {len(found)}")
-    for what, images in (("truth", truth), ("detections", found)):
-        for i, objects in enumerate(images):
-            if any(not 1 <= c < len(class_names) for c in objects.classes):
-                raise ValueError(f"classes of the {what} of image {i} must be in 1..{len(class_names) - 1}")
+    check_objects(truth, found, len(class_names))
     masks = all(o.masks is not None for o in (*truth, *found))
     categories = [{"id": k, "name": name} for k, name in enumerate(class_names) if k]
-    sizes = [(0, 0) if o.masks is None else o.masks.shape[1:] for o in truth]
-    entries = [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(sizes, 1)]
+    entries = [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(map(_size, truth), 1)]
     scores: dict[str, float] = {}
     with contextlib.redirect_stdout(io.StringIO()):
         coco = _coco(COCO, entries, categories, _annotations(truth, found=False))
-        results = _coco(COCO, entries, categories, _annotations(found, found=True))
         for kind, iou_type in (("box", "bbox"), *((("mask", "segm"),) if masks else ())):
+            # what was found is small by its box where boxes are judged, and by its mask where masks are
+            rows = _annotations(found, found=True, boxes_only=kind == "box")
+            results = _coco(COCO, entries, categories, rows)
             evaluation = COCOeval(coco, results, iou_type)
             evaluation.evaluate()
             evaluation.accumulate()

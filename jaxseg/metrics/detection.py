@@ -46,16 +46,18 @@ def match_detections(
 
 
 def score_histogram(
-    found: Any, truth: Any, masks: Bool[Array, "k h w"] | None, instances: Int[Array, "h w"], num_classes: int
+    found: Any, truth: Any, masks: Bool[Array, "k h w"] | None, instances: Array | None, num_classes: int
 ) -> PyTree:
     """Right and wrong detections of an image by class and score, `[c, SCORE_BINS]`, of boxes and masks, and objects.
 
-    `found` is `Detections` and `truth` `Instances` of one image; `masks` are pasted on it.
+    `found` is `Detections` and `truth` `Instances` of one image; `masks` are pasted on it. `instances` are the true
+    masks: int `[h, w]`, ids from 1, or bool `[g, h, w]`; without them only boxes are judged.
     """
     overlaps = {"box": box_iou(found.boxes, truth.boxes)}
-    if masks is not None:
-        ids = jnp.arange(1, truth.valid.shape[0] + 1)
-        overlaps["mask"] = mask_iou(masks, instances == ids[:, None, None])
+    if masks is not None and instances is not None:
+        if instances.ndim == 2:
+            instances = instances == jnp.arange(1, truth.valid.shape[0] + 1)[:, None, None]
+        overlaps["mask"] = mask_iou(masks, instances)
     bins = jnp.clip((found.scores * SCORE_BINS).astype(jnp.int32), 0, SCORE_BINS - 1)
     empty = jnp.zeros((num_classes, SCORE_BINS), jnp.float32)
     sums: PyTree = {"objects": jnp.zeros(num_classes).at[truth.classes].add(truth.valid.astype(jnp.float32))}

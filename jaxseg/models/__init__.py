@@ -10,6 +10,12 @@ import flax.linen as nn
 
 from jaxseg.backbones import BACKBONES
 from jaxseg.models.adain_transfer import AdaINTransfer
+from jaxseg.models.c4 import (
+    fasterrcnn_resnet50_c4,
+    fasterrcnn_resnet101_c4,
+    maskrcnn_resnet50_c4,
+    maskrcnn_resnet101_c4,
+)
 from jaxseg.models.deeplab_largefov import DeepLabLargeFOV
 from jaxseg.models.deeplabv3 import (
     deeplabv3_mobilenet_v2,
@@ -23,17 +29,20 @@ from jaxseg.models.deeplabv3plus import (
     deeplabv3plus_resnet50,
     deeplabv3plus_resnet101,
 )
+from jaxseg.models.fast_rcnn import fastrcnn_vgg16
 from jaxseg.models.faster_rcnn import (
     fasterrcnn_mobilenet_v3_large_320_fpn,
     fasterrcnn_mobilenet_v3_large_fpn,
     fasterrcnn_resnet50_fpn,
     fasterrcnn_resnet50_fpn_v2,
+    fasterrcnn_resnet101_fpn,
+    fasterrcnn_vgg16,
 )
 from jaxseg.models.fcn import FCN1x1, fcn8s_vgg16, fcn8s_vgg16_at_once, fcn16s_vgg16, fcn32s_vgg16
 from jaxseg.models.fcn_dilated import fcn_resnet50, fcn_resnet101
 from jaxseg.models.fcn_googlenet import FCNGoogLeNet
 from jaxseg.models.lraspp import LRASPP
-from jaxseg.models.mask_rcnn import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
+from jaxseg.models.mask_rcnn import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2, maskrcnn_resnet101_fpn
 from jaxseg.models.output import Detections, SegmentationOutput
 from jaxseg.models.progan import ProGANGenerator, progan_discriminator, stylegan_discriminator
 from jaxseg.models.pspnet import (
@@ -44,6 +53,7 @@ from jaxseg.models.pspnet import (
     pspnet_resnet152,
 )
 from jaxseg.models.pspnet_smp import pspnet_smp_resnet34, pspnet_smp_resnet50
+from jaxseg.models.rcnn import rcnn_vgg16
 from jaxseg.models.segnet import SegNet, SegNetBasic
 from jaxseg.models.stylegan import StyleGANGenerator
 from jaxseg.models.unet import UNet, UNetValid, unet_small
@@ -68,6 +78,15 @@ __all__ = [
 ]
 
 DETECTORS: dict[str, Callable[..., nn.Module]] = {  # which return Detections
+    "rcnn_vgg16": rcnn_vgg16,
+    "fastrcnn_vgg16": fastrcnn_vgg16,
+    "fasterrcnn_vgg16": fasterrcnn_vgg16,
+    "fasterrcnn_resnet50_c4": fasterrcnn_resnet50_c4,
+    "fasterrcnn_resnet101_c4": fasterrcnn_resnet101_c4,
+    "fasterrcnn_resnet101_fpn": fasterrcnn_resnet101_fpn,
+    "maskrcnn_resnet50_c4": maskrcnn_resnet50_c4,
+    "maskrcnn_resnet101_c4": maskrcnn_resnet101_c4,
+    "maskrcnn_resnet101_fpn": maskrcnn_resnet101_fpn,
     "fasterrcnn_resnet50_fpn": fasterrcnn_resnet50_fpn,
     "fasterrcnn_resnet50_fpn_v2": fasterrcnn_resnet50_fpn_v2,
     "fasterrcnn_mobilenet_v3_large_fpn": fasterrcnn_mobilenet_v3_large_fpn,

@@ -9,12 +9,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxseg.layers import BatchNorm, ConvNormAct, ConvTranspose
-from jaxseg.models.faster_rcnn import BoxConvHead, FasterRCNN
+from jaxseg.backbones.fpn import FPN
+from jaxseg.backbones.resnet import resnet101
+from jaxseg.layers import BatchNorm, ConvNormAct, ConvTranspose, FrozenBatchNorm
+from jaxseg.models.fast_rcnn import BoxConvHead
+from jaxseg.models.faster_rcnn import FasterRCNN
 from jaxseg.models.output import Detections
-from jaxseg.models.rpn import Proposals
+from jaxseg.ops.boxes import Proposals
 
-__all__ = ["MaskHead", "MaskRCNN", "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"]
+__all__ = [
+    "MaskHead",
+    "MaskPredictor",
+    "MaskRCNN",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+    "maskrcnn_resnet101_fpn",
+]
 
 he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -101,6 +111,9 @@ class MaskRCNN(FasterRCNN):
         return found.replace(masks=masks)
 
 
+maskrcnn_resnet101_fpn = functools.partial(
+    MaskRCNN, pyramid=functools.partial(FPN, body=resnet101), norm=FrozenBatchNorm
+)
 maskrcnn_resnet50_fpn = MaskRCNN  # torchvision's; v2 after Li et al. 2021
 maskrcnn_resnet50_fpn_v2 = functools.partial(
     MaskRCNN, norm=BatchNorm, head_norm=BatchNorm, box=BoxConvHead, rpn_convs=2

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxseg.layers import ConvNormAct
-from jaxseg.ops.boxes import clip_boxes, decode_boxes
+from jaxseg.ops.boxes import Proposals, clip_boxes, decode_boxes
 from jaxseg.ops.nms import nms
 
-__all__ = ["AnchorScores", "Proposals", "RPNHead", "select_proposals", "sides_at_least"]
+__all__ = ["AnchorScores", "RPNHead", "select_proposals", "sides_at_least"]
 
 small_init = nn.initializers.normal(0.01)
 
@@ -21,14 +21,6 @@ class AnchorScores(NamedTuple):
 
     logits: Any  # float32 [n, a]: whether there is an object
     deltas: Any  # float32 [n, a, 4]: where, by `decode_boxes`
-
-
-class Proposals(NamedTuple):
-    """Boxes that may hold an object, best first."""
-
-    boxes: Any  # float32 [n, k, 4], within their images; 0 where not valid
-    scores: Any  # float32 [n, k]
-    valid: Any  # bool [n, k]
 
 
 class RPNHead(nn.Module):

@@ -1,6 +1,7 @@
 """Boxes XYXY in pixels: coding against reference boxes, overlap, clipping. Float32 arithmetic throughout."""
 
 import math
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
@@ -9,6 +10,7 @@ __all__ = [
     "BOX_WEIGHTS",
     "DELTA_CLIP",
     "RPN_WEIGHTS",
+    "Proposals",
     "box_area",
     "box_iou",
     "clip_boxes",
@@ -20,6 +22,15 @@ __all__ = [
 RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # of Detectron and torchvision, for (x, y, w, h)
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of their box heads
 DELTA_CLIP = math.log(1000 / 16)  # theirs too: a box grows to 62.5 times its reference at most
+
+
+class Proposals(NamedTuple):
+    """Boxes that may hold an object, best first."""
+
+    boxes: Any  # float32 [n, k, 4], within their images; 0 where not valid
+    scores: Any  # float32 [n, k]
+    valid: Any  # bool [n, k]
+
 
 Boxes = Float[Array, "*#n 4"]  # broadcast against each other
 

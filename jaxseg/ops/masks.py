@@ -8,7 +8,15 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from jaxseg.ops.roi import roi_align
 
-__all__ = ["Instances", "crop_instances", "crop_masks", "crop_polygons", "instances_of", "paste_masks"]
+__all__ = [
+    "Instances",
+    "boxes_of_masks",
+    "crop_instances",
+    "crop_masks",
+    "crop_polygons",
+    "instances_of",
+    "paste_masks",
+]
 
 
 def _paste_matrix(low: Array, high: Array, m: int, length: int) -> Array:
@@ -90,26 +98,32 @@ def crop_polygons(
 
 
 class Instances(NamedTuple):
-    """The objects of an image in a fixed number of places; place i holds id i + 1."""
+    """The objects of an image in a fixed number of places; of an id map, place i holds id i + 1."""
 
-    boxes: Any  # float32 [g, 4] XYXY around the pixels that are seen; 0 where not valid
+    boxes: Any  # float32 [g, 4] XYXY; 0 where not valid
     classes: Any  # int32 [g]; 0 where not valid
     valid: Any  # bool [g]
-    beyond: Any  # int32 []: how many pixels belong to ids above g, which have no place
+    beyond: Any  # int32 []: what has no place: pixels of ids above g, or objects, where they come as arrays
+
+
+def boxes_of_masks(masks: Bool[Array, "g h w"]) -> tuple[Float[Array, "g 4"], Bool[Array, "g"]]:
+    """The box around each mask, and whether it has a pixel; edges lie outside the last pixel, and empty boxes are 0."""
+    _, h, w = masks.shape
+    rows, columns = masks.any(2), masks.any(1)
+    first = jnp.stack([columns.argmax(1), rows.argmax(1)], 1)
+    end = jnp.stack([w - columns[:, ::-1].argmax(1), h - rows[:, ::-1].argmax(1)], 1)
+    seen = rows.any(1)
+    return jnp.where(seen[:, None], jnp.concatenate([first, end], 1), 0).astype(jnp.float32), seen
 
 
 def instances_of(instances: Int[Array, "h w"], label: Int[Array, "h w"], g: int) -> Instances:
     """Boxes and classes of the ids 1..`g` of an id map, whose pixels have their class in `label`.
 
-    An id without pixels, or whose pixels are all background or 255, is not valid. Edges lie outside the last
-    pixel.
+    Boxes are those around the pixels that are seen. An id without pixels, or whose pixels are all background or
+    255, is not valid.
     """
-    h, w = instances.shape
     seen = instances == jnp.arange(1, g + 1)[:, None, None]
-    rows, columns = seen.any(2), seen.any(1)
-    first = jnp.stack([columns.argmax(1), rows.argmax(1)], 1)
-    end = jnp.stack([w - columns[:, ::-1].argmax(1), h - rows[:, ::-1].argmax(1)], 1)
+    boxes, _ = boxes_of_masks(seen)
     classes = jnp.max(jnp.where(seen & (label != 255), label, 0), (1, 2)).astype(jnp.int32)
     valid = classes > 0
-    boxes = jnp.where(valid[:, None], jnp.concatenate([first, end], 1), 0).astype(jnp.float32)
-    return Instances(boxes, classes, valid, jnp.sum(instances > g))
+    return Instances(jnp.where(valid[:, None], boxes, 0), classes, valid, jnp.sum(instances > g))

@@ -1,5 +1,6 @@
 """VGG: torchvision's names and layouts, and ImageNet weights in Caffe's, to Flax variables and back."""
 
+import itertools
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ __all__ = ["WeightsMismatch", "from_torchvision", "load_encoder", "to_torchvisio
 CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)
 
 CLASSIFIER = {"fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"}
+DETECTOR_HEADS = (("box_head",), ("backbone",))  # where Fast and Faster R-CNN, and R-CNN, have VGG's fc6 and fc7
 BATCH_NORM = {
     ("params", "scale"): "weight",
     ("params", "bias"): "bias",
@@ -33,10 +35,10 @@ class WeightsMismatch(ValueError):
 
 
 def _encoder_prefix(flat: Iterable[Path]) -> Path:
-    for prefix in ((), ("encoder",)):
+    for prefix in ((), ("encoder",), ("backbone", "body")):
         if ("params", *prefix, "conv1_1", "kernel") in flat:
             return prefix
-    raise WeightsMismatch("these variables hold no VGG: neither params/conv1_1 nor params/encoder/conv1_1")
+    raise WeightsMismatch("these variables hold no VGG: no conv1_1 in params, params/encoder or params/backbone/body")
 
 
 def vgg_names(flat: Iterable[Path], *, batch_norm: bool) -> Iterator[tuple[str, Path]]:
@@ -155,15 +157,27 @@ def _from_caffe(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: array.astype(np.float32) for name, array in state.items()}
 
 
+def _detector_head(flat: Mapping[Path, Any], state: Mapping[str, np.ndarray]) -> dict[Path, Any]:
+    """fc6 and fc7 of a detector on VGG, which flattens channels first as torchvision does, where they fit."""
+    found: dict[Path, Any] = {}
+    for place, ours in itertools.product(DETECTOR_HEADS, ("fc6", "fc7")):
+        for field, theirs in (("kernel", "weight"), ("bias", "bias")):
+            target = flat.get(("params", *place, ours, field))
+            array = state.get(f"{CLASSIFIER[ours]}.{theirs}")
+            if target is not None and array is not None and array.T.shape == target.shape:
+                found["params", *place, ours, field] = jnp.asarray(array.T, target.dtype)
+    return found
+
+
 def load_encoder(path: str | pathlib.Path, variables: Mapping[str, Any]) -> dict[str, Any]:
     """`variables` of a model on VGG with the encoder's weights from a file; the rest of them as they are.
 
-    The file is torchvision's state_dict (`.pth`, `.safetensors`), or an `.npz` of Caffe's convolutions by the
-    keys `block1_conv1/kernel_OIHW` and `block1_conv1/bias`. fc6 and fc7 load too where the file has them and
-    the model's fc6 sees 7x7 positions (FCN). A file without batch norm fills the convolutions of a model with
-    it, and the norms stay. What lies deeper than a VGG that is cut short (style transfer's, at relu4_1) is left
-    out. Raises WeightsMismatch, with the names, where an entry is missing, unexpected or misshapen; ValueError
-    and UnsafePickle as `read_weights`.
+    The file is torchvision's state_dict (`.pth`, `.safetensors`), or an `.npz` of Caffe's convolutions by the keys
+    `block1_conv1/kernel_OIHW` and `block1_conv1/bias`. fc6 and fc7 load too where the file has them and the model's
+    fc6 sees 7x7 positions (FCN, and R-CNN's kin). A file without batch norm fills the convolutions of a model with it,
+    and the norms stay. What lies deeper than a VGG that is cut short (style transfer's, at relu4_1) is left out.
+    Raises WeightsMismatch, with the names, where an entry is missing, unexpected or misshapen; ValueError and
+    UnsafePickle as `read_weights`.
     """
     state = _entries(read_weights(path))
     if any("/kernel_OIHW" in name for name in state):
@@ -175,6 +189,7 @@ def load_encoder(path: str | pathlib.Path, variables: Mapping[str, Any]) -> dict
     with_head = fc6 is not None and fc6.shape[:-2] in ((7, 7), ()) and "classifier.0.weight" in state
     heads = ("classifier.0", "classifier.3") if with_head else ()  # classifier.6 scores ImageNet's classes
     names = {n: p for n, p in names.items() if n.startswith(("features", *heads))}
+    flat |= _detector_head(flat, state)
     state = {n: a for n, a in state.items() if not n.startswith("classifier") or n.startswith(heads or "-")}
     last = max(int(n.split(".")[1]) for n in names if n.startswith("features"))
     state = {n: a for n, a in state.items() if not n.startswith("features") or int(n.split(".")[1]) <= last}

@@ -1,6 +1,7 @@
 """Detectors: sizes, shapes, padding, batches, gradients, names of published weights, and photographs of any size."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +10,35 @@ import pytest
 from golden.named import fill
 
 import jaxseg
-from jaxseg.backbones.fpn import FPN
+from jaxseg.backbones.fpn import FPN, SingleLevel
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
-from jaxseg.backbones.resnet import resnet50
+from jaxseg.backbones.resnet import ResNet, resnet50
+from jaxseg.backbones.vgg import vgg16
 from jaxseg.layers import BatchNorm, FrozenBatchNorm
 from jaxseg.models import DETECTORS, MODELS, model_source
-from jaxseg.models.faster_rcnn import BoxConvHead, BoxHead
+from jaxseg.models.c4 import Res5Head
+from jaxseg.models.fast_rcnn import BoxConvHead, BoxHead
 from jaxseg.models.mask_rcnn import MaskHead
+from jaxseg.models.rcnn import CropNetwork
 from jaxseg.predict import detect
 from jaxseg.weights import from_published, load_published, save_weights, to_published
 
-COUNTS = {  # torchvision's `num_params` with 91 classes; those of frozen norms are no parameters
+# With 91 classes. VGG-16's convolutions, fc6 and fc7; ResNet's convolutions, norms being frozen and so no parameters.
+VGG16, FC6, FC7 = 14_714_688, 25_088 * 4096 + 4096, 4096 * 4096 + 4096
+RESNET50, RESNET101 = 25_557_032 - 2_049_000 - 53_120, 44_549_160 - 2_049_000 - 105_344
+RPN_C4 = 9 * 1024**2 + 1024 + 1025 * 15 * 5
+BOX_C4, MASK_C4 = 2049 * 91 * 5, 4 * 2048 * 256 + 256 + 257 * 91
+COUNTS = {
+    "rcnn_vgg16": VGG16 + FC6 + FC7 + 4097 * 91 + 25_089 * 91 * 4,
+    "fastrcnn_vgg16": VGG16 + FC6 + FC7 + 4097 * 91 * 5,
+    "fasterrcnn_vgg16": VGG16 + FC6 + FC7 + 4097 * 91 * 5 + 9 * 512**2 + 512 + 513 * 9 * 5,
+    "fasterrcnn_resnet50_c4": RESNET50 + RPN_C4 + BOX_C4,
+    "fasterrcnn_resnet101_c4": RESNET101 + RPN_C4 + BOX_C4,
+    "maskrcnn_resnet50_c4": RESNET50 + RPN_C4 + BOX_C4 + MASK_C4,
+    "maskrcnn_resnet101_c4": RESNET101 + RPN_C4 + BOX_C4 + MASK_C4,
+    "fasterrcnn_resnet101_fpn": 41_755_286 + RESNET101 - RESNET50,
+    "maskrcnn_resnet101_fpn": 44_401_393 + RESNET101 - RESNET50,
+    # torchvision's `num_params`
     "fasterrcnn_resnet50_fpn": 41_755_286,
     "fasterrcnn_resnet50_fpn_v2": 43_712_278,
     "fasterrcnn_mobilenet_v3_large_fpn": 19_386_354,
@@ -40,15 +59,42 @@ SMALL = {
 }
 
 
+VGG = functools.partial(vgg16, features=(4, 4, 6, 8, 8))
+C4 = functools.partial(ResNet, depths=(1, 1, 1), features=(4, 4, 6), stem_features=4)
+SINGLE = {"anchor_sizes": ((8, 16, 32),), "rpn_min_size": 4.0}
+PARTS = {  # by what the name ends with
+    "mobile": {
+        "pyramid": functools.partial(FPN, body=MOBILE, levels=("features_13", "features_16"), features=8),
+        "anchor_sizes": ((8, 16, 32, 64),) * 3,
+    },
+    "fpn": {"pyramid": functools.partial(FPN, body=RESNET, features=8)},
+    "vgg16": {
+        "pyramid": functools.partial(
+            SingleLevel, body=functools.partial(VGG, deepest=16), level="stride16", features=8
+        ),
+        **SINGLE,
+    },
+    "c4": {
+        "pyramid": functools.partial(SingleLevel, body=C4, level="stride16", features=24),
+        "box": functools.partial(Res5Head, 8, 1),
+        **SINGLE,
+    },
+}
+
+
 def small(name, **fields):
     """The detector with few channels, proposals and 3 classes."""
-    body, levels = (MOBILE, ("features_13", "features_16")) if "mobile" in name else (RESNET, FPN.levels)
+    kind = next(k for k in ("mobile", "vgg16", "c4", "fpn") if k in name)
     head = functools.partial(BoxConvHead, 24, (8, 8)) if name.endswith("v2") else functools.partial(BoxHead, 24)
-    fields = {"pyramid": functools.partial(FPN, body=body, levels=levels, features=8), "box": head, **SMALL, **fields}
-    if "mobile" in name:
-        fields["anchor_sizes"] = ((8, 16, 32, 64),) * 3
-    if name.startswith("mask"):
+    fields = {"box": head, **SMALL, **PARTS[kind], **fields}
+    if name.startswith("mask") and kind == "fpn":
         fields["mask"] = functools.partial(MaskHead, (8, 8))
+    if name.startswith("rcnn"):
+        fields["network"] = functools.partial(CropNetwork, encoder=VGG, fc_features=24)
+        fields |= {"crop_size": 32, "crop_padding": 2, "crops_at_once": 8}
+        fields = {k: v for k, v in fields.items() if k not in ("pyramid", "box")}
+    if name.startswith(("rcnn", "fastrcnn")):
+        fields = {k: v for k, v in fields.items() if not k.startswith(("rpn", "anchor"))}
     return jaxseg.create_model(name, 3, **fields)
 
 
@@ -88,7 +134,7 @@ def test_every_detector_has_its_rows():
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_parameters_as_published(name):
-    assert " et al. 20" in model_source(name)
+    assert re.search(r"[A-Z][a-z]+( et al.)? 201\d", model_source(name))
     variables = init_shapes(jaxseg.create_model(name, num_classes=91))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == COUNTS[name]
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -107,7 +153,8 @@ def test_shapes_and_dtypes(name):
     assert (found.classes.shape, found.classes.dtype) == ((2, 10), jnp.int32)
     assert (found.valid.shape, found.valid.dtype) == ((2, 10), jnp.bool_)
     if name.startswith("mask"):
-        assert (found.masks.shape, found.masks.dtype) == ((2, 10, 28, 28), jnp.float32)
+        side = 14 if name.endswith("c4") else 28
+        assert (found.masks.shape, found.masks.dtype) == ((2, 10, side, side), jnp.float32)
     else:
         assert found.masks is None
 

@@ -1,0 +1,188 @@
+"""COCO's annotations (Lin et al. 2014): one JSON of boxes, polygons, run-length masks and crowds."""
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from jaxseg.data.images import read_image
+from jaxseg.data.objects import clean_boxes, warn_left_out
+from jaxseg.data.source import DataError, Example, voc_palette
+
+__all__ = ["CocoSource", "coco"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CocoSource:
+    """Pictures with the objects that a COCO JSON lists. See `jaxseg.data.objects` and `coco`.
+
+    "masks" are decoded at the picture's size; "crowd" bool `[k]` and "area" float32 `[k]` are the JSON's.
+    """
+
+    folder: pathlib.Path
+    images: tuple[dict[str, Any], ...]
+    annotations: tuple[tuple[dict[str, Any], ...], ...]  # of each image, with "class"
+    class_names: tuple[str, ...]
+    has_masks: bool
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def palette(self) -> np.ndarray:
+        return voc_palette(self.num_classes)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        return str(self.folder / self.images[index]["file_name"])
+
+    def rles(self, index: int) -> list[dict[str, Any]]:
+        """The masks of a picture as COCO's compressed run lengths, at its size: what its AP is computed on."""
+        entry = self.images[index]
+        size = (entry["height"], entry["width"])
+        return [
+            _rle(a["segmentation"], size, f"{self.name(index)}: annotation {a['id']}") for a in self.annotations[index]
+        ]
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises DataError, naming the file, if it is unreadable, or of another size than the JSON says."""
+        entry, rows = self.images[index], self.annotations[index]
+        image = read_image(self.folder / entry["file_name"])
+        size = (entry["height"], entry["width"])
+        if image.shape[:2] != size:
+            raise DataError(f"{self.name(index)}: the image is {image.shape[:2]}, the JSON says {size} (h, w)")
+        corners = np.array([_corners(a["bbox"]) for a in rows], np.float32).reshape(-1, 4)
+        example: Example = {
+            "image": image,
+            "boxes": clean_boxes(corners, size)[0],
+            "classes": np.array([a["class"] for a in rows], np.int32),
+            "crowd": np.array([bool(a.get("iscrowd", 0)) for a in rows], bool),
+            "area": np.array([_area(a) for a in rows], np.float32),
+        }
+        if self.has_masks:
+            from pycocotools import mask as coco_mask
+
+            example["masks"] = np.zeros((len(rows), *size), bool)
+            for i, rle in enumerate(self.rles(index)):
+                example["masks"][i] = coco_mask.decode(rle)
+        return example
+
+
+def _corners(bbox: Any) -> tuple[Any, ...]:
+    x, y, w, h = bbox
+    return x, y, x + w, y + h
+
+
+def _area(annotation: dict[str, Any]) -> float:
+    return float(annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]))
+
+
+def _rle(segmentation: Any, size: tuple[int, int], where: str) -> dict[str, Any]:
+    """Polygons, or run lengths compressed or not, as compressed run lengths. Raises DataError for what is neither."""
+    from pycocotools import mask as coco_mask
+
+    h, w = size
+    try:
+        if isinstance(segmentation, list):
+            return coco_mask.merge(coco_mask.frPyObjects([p for p in segmentation if len(p) >= 6], h, w))
+        if tuple(segmentation["size"]) != size:
+            raise DataError(f"{where}: run lengths of {tuple(segmentation['size'])} for an image of {size} (h, w)")
+        if isinstance(segmentation["counts"], list):
+            return coco_mask.frPyObjects(segmentation, h, w)
+        return {"size": list(size), "counts": segmentation["counts"]}
+    except DataError:
+        raise
+    except Exception as error:  # pycocotools raises plain Exceptions of its own
+        raise DataError(f"{where}: not a segmentation of COCO ({error})") from None
+
+
+def _has_mask(annotation: dict[str, Any]) -> bool:
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, list):
+        return any(len(polygon) >= 6 for polygon in segmentation)
+    return isinstance(segmentation, dict) and "counts" in segmentation
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; it should be COCO's JSON of instances") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not a JSON file ({error})") from None
+    missing = [k for k in ("images", "annotations", "categories") if not isinstance(tree, dict) or k not in tree]
+    if missing:
+        raise DataError(f"{path}: not COCO's JSON of instances: no {', '.join(missing)} in it")
+    return tree
+
+
+def _classes(path: pathlib.Path, categories: Any, contiguous: bool) -> tuple[dict[int, int], tuple[str, ...]]:
+    """The class of each category id, and the names by class."""
+    names = {int(c["id"]): str(c["name"]) for c in categories}
+    if contiguous:
+        return {k: i for i, k in enumerate(sorted(names), 1)}, ("background", *(names[k] for k in sorted(names)))
+    if min(names, default=1) < 1 or max(names, default=1) > 10_000:
+        raise DataError(f"{path}: category ids {min(names)}..{max(names)} cannot be classes 1..: ask contiguous=True")
+    listed = tuple(names.get(k, f"class {k}") for k in range(1, max(names, default=0) + 1))
+    return {k: k for k in names}, ("background", *listed)
+
+
+def coco(
+    images: str | os.PathLike, annotations: str | os.PathLike, *, contiguous: bool = True, drop_empty: bool = False
+) -> CocoSource:
+    """Pictures in the folder `images` with the objects of the JSON `annotations`, in the order of the image ids.
+
+    Classes are 1.. in the order of the category ids; with `contiguous=False` they are the ids themselves, 1 to 90 for
+    COCO, as in torchvision's published weights. `drop_empty` leaves out pictures without an object to learn from.
+    Boxes are cut to their pictures. Objects without area there, and in a JSON of masks those whose segmentation is
+    empty, are left out with a warning that counts them.
+
+    Raises DataError for a file that is missing or no COCO JSON, pictures that are not there, and annotations of
+    pictures or categories that are not listed.
+    """
+    folder, path = pathlib.Path(images), pathlib.Path(annotations)
+    tree = _read(path)
+    classes, class_names = _classes(path, tree["categories"], contiguous)
+    listed = {int(entry["id"]): entry for entry in tree["images"]}
+    problems = [f"{folder / e['file_name']}: no such picture" for e in tree["images"] if not _is_file(folder, e)]
+    has_masks = bool(tree["annotations"]) and any(_has_mask(a) for a in tree["annotations"])
+    by_image: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
+    flat, bare = [], []
+    for a in tree["annotations"]:
+        which = f"annotation {a.get('id')}"
+        if a["image_id"] not in listed:
+            problems.append(f"{path}: {which} is of image {a['image_id']}, which is not listed")
+        elif a["category_id"] not in classes:
+            problems.append(f"{path}: {which} has category {a['category_id']}, which is not listed")
+        else:
+            entry = listed[a["image_id"]]
+            _, good = clean_boxes(np.array([_corners(a["bbox"])], np.float32), (entry["height"], entry["width"]))
+            if not good[0]:
+                flat.append(f"{which} of {entry['file_name']}, bbox {a['bbox']}")
+            elif has_masks and not _has_mask(a):
+                bare.append(f"{which} of {entry['file_name']}")
+            else:
+                by_image[a["image_id"]].append({**a, "class": classes[a["category_id"]]})
+    if problems:
+        raise DataError(*problems, heading=f"{path}: {len(problems)} problem(s)")
+    warn_left_out(str(path), flat, "their boxes have no area in the picture")
+    warn_left_out(str(path), bare, "they have no segmentation")
+    ids = sorted(listed)
+    if drop_empty:
+        ids = [i for i in ids if any(not a.get("iscrowd", 0) for a in by_image[i])]
+    if not ids:
+        raise DataError(f"{path}: no picture{' with an object' * drop_empty}")
+    return CocoSource(
+        folder, tuple(listed[i] for i in ids), tuple(tuple(by_image[i]) for i in ids), class_names, has_masks
+    )
+
+
+def _is_file(folder: pathlib.Path, entry: dict[str, Any]) -> bool:
+    return (folder / entry["file_name"]).is_file()
