@@ -68,7 +68,7 @@ def perceptual_features(
     blank = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     shapes = jax.eval_shape(lambda k, x: model.init(k, x, train=False), jax.random.key(0), blank)
     variables = load_encoder(vgg, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-    weights = [1.0] * len(LPIPS_LAYERS) if lpips is None else _channel_weights(pathlib.Path(lpips), shapes)
+    weights: list[Any] = [1.0] * len(LPIPS_LAYERS) if lpips is None else _channel_weights(pathlib.Path(lpips), shapes)
 
     def features(images: Float[Array, "n h w 3"]) -> tuple[Array, ...]:
         if min(images.shape[1:3]) < 16:
