@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden.named import value
+from golden.named import close_as_theirs, value
 
 import jaxseg
 from jaxseg.models import model_source
@@ -388,7 +388,14 @@ def test_beside_torch(name, resolution):
     z = latents(2)
     generate = generation.stylegan_generate if name.startswith("style") else generation.progan_generate
     with torch.no_grad():
-        expected = generate(p, torch.tensor(np.asarray(z)), resolution).permute(0, 2, 3, 1).numpy()
+        exact, theirs = (
+            generate({k: v.to(dtype) for k, v in p.items()}, torch.tensor(np.asarray(z), dtype=dtype), resolution)
+            for dtype in (torch.float64, torch.float32)
+        )
+    exact, theirs = (x.permute(0, 2, 3, 1).numpy() for x in (exact, theirs))
     ours = jax.jit(functools.partial(model.apply, train=False))(variables, z)
-    assert 0.3 < expected.std() < 3
-    np.testing.assert_allclose(ours, expected, atol=1e-3)
+    assert 0.3 < theirs.std() < 4
+    # eighteen norms, of which those at 4x4 go by sixteen pixels, make 4e-3 of float32's rounding at 1024, in both
+    close_as_theirs(ours, theirs, exact)
+    if resolution == 64:
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
