@@ -47,8 +47,8 @@ class Config:
     """Of the stylized image and of its style."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of compute, in both."""
-    tolerance: float = 1e-3
-    """Of the largest difference, in deviations of PyTorch's output; wider in bfloat16."""
+    tolerance: float = 1e-2
+    """Of the largest difference, in deviations of PyTorch's output: that the two compute the same. Parity is tested."""
     rounds: int = 7
     threads: int = 0
     """For each of the two; 0: as many as this process may use."""
@@ -221,8 +221,10 @@ def main(config: Config) -> list[dict[str, Any]]:
     os.sched_setaffinity(0, available[:threads])  # XLA makes as many threads as it may use cores
     torch.set_num_threads(threads)
     config = dataclasses.replace(config, threads=threads)
-    rows = [measure(name, config) for name in config.rows]
-    show(rows)
+    rows = []
+    for name in config.rows:
+        rows.append(measure(name, config))
+        show(rows[-1:])
     for peer in rows[0]["ratio"]:
         ours, theirs = (sum(row["times"][what]["ms"] for row in rows) for what in ("jaxseg", peer))
         print(f"in total {ours:.0f} ms, {peer} {theirs:.0f} ms: {theirs / ours:.2f} times as fast")
