@@ -1,22 +1,21 @@
-"""What the two experiments on faces share: reals, grids, distances, and the classifier that checks conditioning."""
+"""What the experiments on faces share: reals, grids, distances, the check of conditioning, and a run's generator."""
 
 import dataclasses
 import functools
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from face_classifier import train_classifier
 from PIL import Image
 
 from jaxseg.data import PictureSource, pictures
 from jaxseg.fit import Run
-from jaxseg.grow import BATCHES, Stage, adam, grow, schedule
+from jaxseg.grow import BATCHES, Stage, adam, grow, load_generator, schedule
 from jaxseg.metrics.swd import sliced_wasserstein
 from jaxseg.models import create_model
 from jaxseg.train_adversarial import AdversarialLoss, adversarial
@@ -98,52 +97,42 @@ def reals(source: PictureSource, count: int, seed: int) -> np.ndarray:
     return np.stack([source[int(i)]["image"] for i in order])
 
 
-class FaceClassifier(nn.Module):
-    """Three convolutions and a mean: enough to say whose face it is at 16x16."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, images):
-        x = images.astype(jnp.float32) / 127.5 - 1
-        for features in (32, 64, 64):
-            x = nn.relu(nn.Conv(features, (3, 3), strides=2 if features > 32 else 1)(x))
-        return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
-
-
-def agreement(source: PictureSource, made: np.ndarray, asked: np.ndarray, steps: int = 600) -> dict[str, float]:
+def agreement(source: PictureSource, made: np.ndarray, asked: np.ndarray, out: pathlib.Path) -> dict[str, float]:
     """How often a classifier of the reals gives made images the class that was asked for, and held-out reals theirs."""
-    order = np.random.default_rng(0).permutation(len(source))
-    images, classes = np.stack([source[int(i)]["image"] for i in order]), np.array(source.classes)[order]
-    held_out = len(order) // 5
-    model, optimizer = FaceClassifier(source.num_classes), optax.adam(1e-3)
-    params = model.init(jax.random.key(0), jnp.zeros((1, *made.shape[1:])))
-
-    @jax.jit
-    def step(params, state, x, y):
-        def loss(params):
-            return optax.softmax_cross_entropy_with_integer_labels(model.apply(params, x), y).mean()
-
-        updates, state = optimizer.update(jax.grad(loss)(params), state)
-        return optax.apply_updates(params, updates), state
-
-    state, rng = optimizer.init(params), np.random.default_rng(1)
-    for _ in range(steps):
-        pick = rng.integers(held_out, len(order), 64)
-        params, state = step(params, state, images[pick], classes[pick])
-    predict = jax.jit(lambda x: model.apply(params, x).argmax(-1))
-    share = lambda x, y: float(np.mean(np.asarray(predict(x)) == y))  # noqa: E731
-    largest = np.bincount(classes).max() / len(classes)
+    classifier = train_classifier(source, out)
+    predict = jax.jit(lambda images: classifier.logits(images.astype(jnp.float32) / 127.5 - 1).argmax(-1))
     return {
-        "agreement_of_made": share(made, asked),
-        "accuracy_on_reals": share(images[:held_out], classes[:held_out]),
+        "agreement_of_made": float(np.mean(np.asarray(predict(made)) == asked)),
+        "accuracy_on_reals": classifier.accuracy,
         "chance_of_made": 1 / source.num_classes,
-        "share_of_largest_class": float(largest),
+        "share_of_largest_class": float(np.bincount(source.classes).max() / len(source)),
     }
 
 
-def train_faces(config: Faces, kind: str, loss: AdversarialLoss, **fields: Any) -> dict[str, Any]:
-    """Grows a generator and leaves grids with fixed latents, and `results.json` with a distance for each stage."""
+class Opened(NamedTuple):
+    """A generator of a run, and the stage that it has grown to."""
+
+    model: Any
+    variables: Any
+    stage: int
+    described: dict[str, Any]
+
+
+def open_generator(run: pathlib.Path) -> Opened:
+    """The averaged generator of the highest resolution that lies under a run's folder."""
+    variables, described = load_generator(run)
+    fields = {k: described[k] for k in ("resolution", "base_features", "max_features")} | described["fields"]
+    model = create_model(described["model"], described["num_classes"], **fields)
+    return Opened(model, variables, described["stage"], described)
+
+
+def train_faces(
+    config: Faces, generator_kind: str, discriminator_kind: str, loss: AdversarialLoss, **fields: Any
+) -> dict[str, Any]:
+    """Grows a generator and leaves grids with fixed latents, and `results.json` with a distance for each stage.
+
+    The kinds are "progan" or "stylegan"; `fields` are the generator's.
+    """
     loss = dataclasses.replace(loss, ema_half_life=config.ema_half_life)
     source_of = functools.cache(lambda size: pictures(config.data, size))
     source = source_of(config.resolution)
@@ -151,8 +140,8 @@ def train_faces(config: Faces, kind: str, loss: AdversarialLoss, **fields: Any) 
     shape = {"resolution": config.resolution, "num_classes": classes} | {
         k: getattr(config, k) for k in ("base_features", "max_features")
     }
-    generator = create_model(f"{kind}_generator", **shape, **fields)
-    discriminator = create_model(f"{kind}_discriminator", **shape)
+    generator = create_model(f"{generator_kind}_generator", **shape, **fields)
+    discriminator = create_model(f"{discriminator_kind}_discriminator", **shape)
     stages = schedule(
         config.start,
         config.resolution,
@@ -195,11 +184,11 @@ def train_faces(config: Faces, kind: str, loss: AdversarialLoss, **fields: Any) 
             flush=True,
         )
         if classes and stage.resolution == config.resolution:
-            results["conditioning"] = agreement(source, made, labels)
+            results["conditioning"] = agreement(source, made, labels, config.out / "classifier")
             print(results["conditioning"], flush=True)
         (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
-    described = {"model": f"{kind}_generator", **shape, "fields": fields, "classes": list(source.class_names)}
+    described = {"model": f"{generator_kind}_generator", **shape, "fields": fields, "classes": list(source.class_names)}
     described |= {"penalty_every": loss.penalty_every, "ema_half_life": loss.ema_half_life}
     run = Run(0, out=config.out, seed=config.seed, checkpoint_every=config.checkpoint_every)
     grow(stages, fns_of, source_of, run, config=described, after=after)

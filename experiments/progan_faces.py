@@ -27,7 +27,7 @@ class Config(Faces):
 
 
 def main(config: Config) -> dict:
-    return train_faces(config, "progan", PROGAN_LOSS, latent_features=config.latent_features)
+    return train_faces(config, "progan", "progan", PROGAN_LOSS, latent_features=config.latent_features)
 
 
 if __name__ == "__main__":

@@ -12,19 +12,23 @@ The run leaves a grid with fixed latents for each resolution, and the sliced Was
 import dataclasses
 import pathlib
 import sys
+from typing import Literal
 
 import tyro
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from faces import Faces, train_faces
 
-from jaxseg.train_adversarial import STYLEGAN_LOSS
+from jaxseg.models.configurations import CONFIGURATIONS
+from jaxseg.train_adversarial import PROGAN_LOSS, STYLEGAN_LOSS
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(Faces):
     start: int = 8
     """Of the first stage."""
+    configuration: Literal["A", "B", "C", "D", "E", "F"] = "F"
+    """The row of the paper's Table 1: from ProGAN, A, which starts at 4, to StyleGAN, F."""
     w_features: int = 128
     """Of w and of the mapping network; published 512."""
     latent_features: int = 128
@@ -34,8 +38,14 @@ class Config(Faces):
 
 
 def main(config: Config) -> dict:
-    loss = dataclasses.replace(STYLEGAN_LOSS, penalty_every=config.penalty_every)
-    return train_faces(config, "stylegan", loss, w_features=config.w_features, latent_features=config.latent_features)
+    row = CONFIGURATIONS[config.configuration]
+    loss = (
+        PROGAN_LOSS if row.loss == "wgan-gp" else dataclasses.replace(STYLEGAN_LOSS, penalty_every=config.penalty_every)
+    )
+    fields = {**getattr(row.generator, "keywords", {}), "latent_features": config.latent_features}
+    if config.configuration in "AB":
+        return train_faces(config, "progan", "progan" if config.configuration == "A" else "stylegan", loss, **fields)
+    return train_faces(config, "stylegan", "stylegan", loss, w_features=config.w_features, **fields)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The figures of StyleGAN's paper (Karras et al. 2019), and edits, from a run of experiments/stylegan_faces.py.
+"""The figures of StyleGAN's paper (Karras et al. 2019), from a run of experiments/stylegan_faces.py.
 
     python experiments/stylegan_figures.py --run runs/stylegan --out figures
     python experiments/stylegan_figures.py --weights stylegan_ffhq1024.pth --resolution 1024 --out figures  # genforce's
@@ -11,6 +11,7 @@ psi 1, 0.7, 0.5, 0, -0.5, -1) and interpolation.gif. The paper's layers, 0-3, 4-
 import dataclasses
 import functools
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,9 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from jaxseg.grow import load_generator
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from faces import open_generator
+
 from jaxseg.models import create_model
 from jaxseg.models.stylegan import StyleGANGenerator
 from jaxseg.weights import load_weights
@@ -53,12 +56,10 @@ def opened(config: Config):
     if config.weights is not None:
         model = create_model("stylegan_generator", resolution=config.resolution)
         return model, load_weights(config.weights, model), None
-    variables, described = load_generator(config.run)
-    fields = {k: described[k] for k in ("resolution", "base_features", "max_features")} | described["fields"]
-    model = create_model(described["model"], described["num_classes"], **fields)
-    if not isinstance(model, StyleGANGenerator):
-        raise SystemExit(f"{config.run} is a run of {described['model']}; these figures are StyleGAN's")
-    return model, variables, described["stage"]
+    run = open_generator(config.run)
+    if not isinstance(run.model, StyleGANGenerator):
+        raise SystemExit(f"{config.run} is a run of {run.described['model']}; these figures are StyleGAN's")
+    return run.model, run.variables, run.stage
 
 
 def tile(rows, path: pathlib.Path, least: int = 64) -> None:

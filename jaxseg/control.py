@@ -78,7 +78,7 @@ def follow_gradient(
     latents: Float[Array, "n d"],
     target: int,
     *,
-    steps: int = 50,
+    steps: int | Array = 50,
     rate: float = 0.1,
     penalty: float = 1.0,
 ) -> Float[Array, "n d"]:

@@ -4,7 +4,7 @@ A model takes its norm as a constructor and calls it as `norm(dtype=dtype, name=
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
 from jaxseg.ops.conv import atrous_conv, conv_transpose
 from jaxseg.ops.depthwise import depthwise_conv
+from jaxseg.ops.doubling import conv_after_doubling, conv_before_halving
 from jaxseg.ops.winograd import conv3x3
 
 __all__ = [
@@ -234,22 +235,29 @@ class EqualizedDense(nn.Module):
 
 
 class EqualizedConv(nn.Module):
-    """A convolution that keeps height and width, with equalized learning rate (Karras et al. 2018, section 4.1)."""
+    """A convolution with equalized learning rate (Karras et al. 2018, section 4.1).
+
+    It keeps height and width, but for `resample`: after a "doubling" of the image by copies, or before its "halving"
+    by means, of a 3x3 window.
+    """
 
     features: int
     window: int = 3
     gain: float = 2**0.5
     use_bias: bool = True
+    resample: Literal["doubling", "halving"] | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w features"]:
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 features"]:
         shape = (self.window, self.window, x.shape[-1], self.features)
         kernel = _equalized(self, shape, self.window**2 * x.shape[-1], self.gain, 1.0)
-        dims = ("NHWC", "HWIO", "NHWC")
-        x = jax.lax.conv_general_dilated(
-            x.astype(self.dtype), kernel.astype(self.dtype), (1, 1), "SAME", dimension_numbers=dims
-        )
+        x = x.astype(self.dtype)
+        if self.resample is not None:
+            x = {"doubling": conv_after_doubling, "halving": conv_before_halving}[self.resample](x, kernel)
+        else:
+            dims = ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(x, kernel.astype(self.dtype), (1, 1), "SAME", dimension_numbers=dims)
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
         return x

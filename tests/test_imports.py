@@ -24,6 +24,7 @@ MAY = {
     "runlog": set(),
     "train": {"ops", "losses", "metrics", "data"},
     "control": set(),
+    "features": {"ops", "backbones", "weights"},
     "train_style": {"ops", "losses", "train"},
     "train_adversarial": {"ops", "losses", "train"},
     "grow": {"checkpoint", "data", "fit", "parallel", "train", "train_adversarial"},

@@ -20,18 +20,18 @@ from jaxseg.train_adversarial import PROGAN_LOSS, STYLEGAN_LOSS, adversarial, gr
 NARROW = {"resolution": 8, "base_features": 16, "max_features": 4}
 
 
-def networks(kind, classes=0):
+def networks(kind, classes=0, dtype=jnp.float32):
     fields = {"latent_features": 6} | ({"w_features": 5, "mapping_layers": 2} if kind == "stylegan" else {})
     return (
-        create_model(f"{kind}_generator", num_classes=classes, **NARROW, **fields),
-        create_model(f"{kind}_discriminator", num_classes=classes, **NARROW),
+        create_model(f"{kind}_generator", num_classes=classes, dtype=dtype, **NARROW, **fields),
+        create_model(f"{kind}_discriminator", num_classes=classes, dtype=dtype, **NARROW),
     )
 
 
-def functions(kind="stylegan", classes=0, stage=0, start=None, fade_images=0, **changed):
+def functions(kind="stylegan", classes=0, stage=0, start=None, fade_images=0, dtype=jnp.float32, **changed):
     loss = {"stylegan": STYLEGAN_LOSS, "progan": PROGAN_LOSS}[kind]
     return adversarial(
-        *networks(kind, classes),
+        *networks(kind, classes, dtype),
         loss=dataclasses.replace(loss, **changed),
         optimizers=(adam(0.002), adam(0.002)),
         stage=stage,
@@ -86,6 +86,41 @@ def test_every_placement_gives_the_numbers_of_one_device(placement):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-4, err_msg=name)
     ours, theirs = (s.model_state["generator"]["w_average"]["mean"] for s in (state, want_state))
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_conditional_progan_in_its_fade_has_the_numbers_of_one_device_on_eight():
+    """Labels, the penalty between reals and images, minibatch deviations and the fade, all by example."""
+    start = grown(functions("progan", 3).init(KEY, batch_of(0)))
+    fns = functions("progan", 3, stage=1, start=start, fade_images=32)
+    ends = []
+    for mesh in (parallel.make_mesh(devices=jax.devices()[:1]), parallel.make_mesh(data=8)):
+        placement = parallel.over_mesh(mesh)
+        state = placement.put_state(fns.init(KEY, batch_of(0, size=8)))
+        update = placement.compile_update(fns.update)
+        for step in range(2):
+            state, metrics = update(state, placement.put_batch(batch_of(step, size=8)), KEY, np.int32(step))
+        ends.append({k: float(v) for k, v in metrics.items()})
+    assert ends[0]["fade"] == 0.25
+    for name, value in ends[0].items():
+        np.testing.assert_allclose(ends[1][name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["stylegan", "progan"])
+def test_bfloat16_trains_float32_parameters(kind):
+    """Losses and penalties of a step are float32's to 5 %, of the largest; and three steps are finite."""
+    fns, exact = functions(kind, dtype=jnp.bfloat16), functions(kind)
+    state = first = fns.init(KEY, batch_of(0))
+    update = jax.jit(fns.update)
+    for step in range(3):
+        state, metrics = update(state, batch_of(step), jax.random.fold_in(KEY, step))
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves((state, metrics)))
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    (_, ours), (_, theirs) = (
+        f(first, batch_of(0), jax.random.fold_in(KEY, 0)) for f in (update, jax.jit(exact.update))
+    )
+    scale = max(1.0, max(abs(float(x)) for x in theirs.values()))
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, atol=0.05 * scale, err_msg=name)
 
 
 def test_a_step_moves_both_networks_the_average_and_w():
@@ -184,4 +219,5 @@ def test_the_next_stage_starts_from_the_networks_and_fresh_moments():
         state, metrics = update(state, batch_of(step, size=8), jax.random.fold_in(KEY, step))
         fades.append(float(metrics["fade"]))
         assert all(np.isfinite(x) for x in metrics.values())
+    assert update._cache_size() == 1  # the fade, and what comes after it
     np.testing.assert_allclose(fades, [0, 0.25, 0.5, 0.75, 1, 1])

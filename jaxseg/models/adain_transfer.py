@@ -18,7 +18,8 @@ from jaxseg.ops.adain import (
     blend_statistics,
     channel_statistics,
 )
-from jaxseg.ops.resize import resize_bilinear, resize_nearest
+from jaxseg.ops.doubling import conv_after_doubling
+from jaxseg.ops.resize import resize_bilinear
 
 __all__ = ["ENCODERS", "STYLE_FEATURES", "AdaINTransfer", "vgg16_relu4_1", "vgg19_relu4_1"]
 
@@ -31,10 +32,16 @@ vgg16_relu4_1 = functools.partial(vgg16, depths=(2, 2, 3, 1), features=(64, 128,
 ENCODERS = {"vgg16": vgg16_relu4_1, "vgg19": vgg19_relu4_1}
 
 
+def _after_doubling(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any) -> Array:
+    """For `nn.Conv` to call: its reflection of a doubled image is the border again."""
+    return conv_after_doubling(x, kernel, edge=True)
+
+
 class Decoder(nn.Module):
     """The encoder's mirror: nearest-neighbour upsampling for pooling, no norm, no activation at the end.
 
-    `conv4_1` undoes the encoder's `conv4_1`, from 512 to 256 channels, and so on to `conv1_1`, which gives RGB.
+    `conv4_1` undoes the encoder's `conv4_1`, from 512 to 256 channels, and so on to `conv1_1`, which gives RGB. Kernels
+    start as in He et al. 2015; from PyTorch's default, as published, signals fade layer by layer at first.
     """
 
     depths: tuple[int, ...]
@@ -47,11 +54,18 @@ class Decoder(nn.Module):
         for stage in range(len(self.depths), 0, -1):
             for i in range(self.depths[stage - 1], 0, -1):
                 features = narrower[stage] if i > 1 else narrower[stage - 1]
-                x = nn.Conv(features, (3, 3), padding="REFLECT", dtype=self.dtype, name=f"conv{stage}_{i}")(x)
+                doubles = i == self.depths[stage - 1] and stage < len(self.depths)
+                x = nn.Conv(
+                    features,
+                    (3, 3),
+                    padding="SAME" if doubles else "REFLECT",
+                    conv_general_dilated=_after_doubling if doubles else None,
+                    kernel_init=nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
+                    dtype=jnp.float32 if (stage, i) == (1, 1) else self.dtype,
+                    name=f"conv{stage}_{i}",
+                )(x)
                 x = x if (stage, i) == (1, 1) else nn.relu(x)
-            if stage > 1:
-                x = resize_nearest(x, (2 * x.shape[1], 2 * x.shape[2]))
-        return x.astype(jnp.float32)
+        return x
 
 
 class AdaINTransfer(nn.Module):

@@ -130,14 +130,14 @@ class ProGANGenerator(nn.Module):
                 bias = self.param("dense_bias", nn.initializers.zeros, (features,), jnp.float32)
                 x = dense(x).reshape(n, 4, 4, features) + bias.astype(self.dtype)
             else:
-                x = conv(use_bias=not self.blur, name=f"conv_{size}_0")(double(x))
+                x = conv(use_bias=not self.blur, resample="doubling", name=f"conv_{size}_0")(x)
                 if self.blur:
                     bias = self.param(f"conv_{size}_0_bias", nn.initializers.zeros, (features,), jnp.float32)
                     x = blur(x) + bias.astype(self.dtype)
             x = pixel_norm(leaky_relu(x))
             x = pixel_norm(leaky_relu(conv(name=f"conv_{size}_1")(x)))
             if step in (stage, stage - 1) or self.is_initializing():
-                images.append(EqualizedConv(3, 1, gain=1.0, dtype=self.dtype, name=f"to_rgb_{size}")(x))
+                images.append(EqualizedConv(3, 1, gain=1.0, name=f"to_rgb_{size}")(x))
         return faded(images, fade)
 
     def inputs(self, images: jax.ShapeDtypeStruct) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -214,8 +214,9 @@ class GrowingDiscriminator(nn.Module):
                 x = rgb if x is None else (fade * x + (1 - fade) * rgb).astype(self.dtype) if fade is not None else x
             if step:
                 x = leaky_relu(conv(features, name=f"conv_{size}_0")(x))
-                x = conv(next_features, name=f"conv_{size}_1")(blur(x) if self.blur else x)
-                x = leaky_relu(average_pool(x)) if self.pool_first else average_pool(leaky_relu(x))
+                resample: Literal["halving"] | None = "halving" if self.pool_first else None
+                x = conv(next_features, resample=resample, name=f"conv_{size}_1")(blur(x) if self.blur else x)
+                x = leaky_relu(x) if self.pool_first else average_pool(leaky_relu(x))
             else:
                 x = minibatch_stddev(x, self.group_size) if self.group_size > 1 else x
                 x = leaky_relu(conv(features, name="conv_4")(x))
@@ -224,7 +225,7 @@ class GrowingDiscriminator(nn.Module):
                 x = leaky_relu(EqualizedDense(next_features, dtype=self.dtype, name="dense_0")(x))
             narrower = average_pool(narrower) if step else narrower
         outputs = {"score": max(demanded, 1), "planes": 1, "auxiliary": 1 + self.num_classes}[self.condition]
-        y = EqualizedDense(outputs, gain=1.0, dtype=self.dtype, name="dense_1")(x).astype(jnp.float32)
+        y = EqualizedDense(outputs, gain=1.0, name="dense_1")(x)
         if self.condition == "auxiliary" and self.num_classes:
             return DiscriminatorOutput(y[:, 0], y[:, 1:])
         if self.condition == "score" and self.num_classes:

@@ -1,6 +1,6 @@
 """StyleGAN's generator: a mapping network, and a synthesis network that its styles and noise drive."""
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,6 @@ from jaxseg.models.progan import (
     Fade,
     check_latents,
     check_resolution,
-    double,
     faded,
     latent_inputs,
     leaky_relu,
@@ -125,12 +124,13 @@ class Synthesis(nn.Module):
                     )
                     x = dense(w[:, 0]).reshape(n, 4, 4, features)
                 else:
-                    conv = EqualizedConv(features, use_bias=False, dtype=self.dtype, name=f"conv_{size}_{half}")
-                    x = conv(x) if half else blur(conv(double(x)))
+                    resample: Literal["doubling"] | None = None if half else "doubling"
+                    conv = EqualizedConv(features, 3, 2**0.5, False, resample, self.dtype, name=f"conv_{size}_{half}")
+                    x = conv(x) if half else blur(conv(x))
                 styled = StyledLayer(self.noisy, self.dtype, name=f"layer_{size}_{half}")
                 x = styled(x, w[:, layer], noise_strength[layer], train)
             if step in (stage, stage - 1) or self.is_initializing():
-                images.append(EqualizedConv(3, 1, gain=1.0, dtype=self.dtype, name=f"to_rgb_{size}")(x))
+                images.append(EqualizedConv(3, 1, gain=1.0, name=f"to_rgb_{size}")(x))
         return faded(images, fade)
 
 

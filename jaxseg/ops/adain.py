@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -75,11 +76,13 @@ def blend_statistics(
     """Statistics between those of several styles, by weights that are normalised to a sum of one.
 
     AdaIN is affine in the statistics of the style, so this is the weighted sum of the AdaINs that the paper
-    decodes (section 7.3).
+    decodes (section 7.3). Raises ValueError for weights, where they are known, that sum to nothing.
     """
     weights = jnp.asarray(weights, jnp.float32)
     if weights.shape != (len(styles),):
         raise ValueError(f"blend_statistics needs one weight a style, got {weights.shape[0]} for {len(styles)}")
+    if not isinstance(weights, jax.core.Tracer) and not weights.sum() > 0:
+        raise ValueError(f"blend_statistics needs weights of a sum above zero, got {np.asarray(weights).tolist()}")
     weights = weights / weights.sum()
     mean = sum(w * style.mean for w, style in zip(weights, styles, strict=True))
     std = sum(w * style.std for w, style in zip(weights, styles, strict=True))

@@ -79,6 +79,8 @@ def test_blended_statistics_are_the_weighted_sum_of_transfers():
     np.testing.assert_allclose(adaptive_instance_norm(CONTENT, blended), expected, atol=1e-5)
     with pytest.raises(ValueError, match="one weight a style, got 2 for 3"):
         blend_statistics([channel_statistics(style) for style in styles], [0.5, 0.5])
+    with pytest.raises(ValueError, match=r"a sum above zero, got \[0\.0, 0\.0, 0\.0\]"):
+        blend_statistics([channel_statistics(style) for style in styles], [0.0, 0.0, 0.0])
 
 
 def test_a_mask_is_the_region_cut_out():
