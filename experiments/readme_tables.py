@@ -58,13 +58,14 @@ def boundaries() -> str:
     """Regions and boundaries on BSDS500, at the data set's best level and at each image's."""
     found = _read("bsds500_val.json")
     names = {
-        f"Normalized Cut, merged, at half size | val, {found['images']} of 100": found["rows"]["ncut"],
+        f"Normalized Cut, merged, at half size | val, {found['images']}": found["rows"]["ncut"],
+        f"k-means by Lab and position, at half size | val, {found['images']}": found["rows"]["kmeans"],
         "NCuts, published (Arbelaez et al. 2011) | test, 200": found["published"],
     }
     rows = []
     for name, row in names.items():
         pairs = zip((0, 3, 5, 7), (1, 4, 6, 8), (3, 3, 2, 3), strict=True)
-        digits = [(i, j, d if found["rows"]["ncut"] is row else 2) for i, j, d in pairs]
+        digits = [(i, j, d if row is not found["published"] else 2) for i, j, d in pairs]
         rows.append([*name.split(" | "), *(f"{row[i]:.{d}f} / {row[j]:.{d}f}" for i, j, d in digits)])
     return markdown(("method", "part", "covering", "PRI", "VI", "boundary F"), rows, left=2)
 
