@@ -3,7 +3,7 @@
 `jaxseg.parallel.topology_mesh` gives the devices of a named TPU topology to compile for.
 """
 
-import functools
+import collections
 import math
 import re
 from collections.abc import Callable
@@ -12,14 +12,24 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
+from jax import export
 from jaxtyping import PyTree
 
-from jaxseg.losses import cross_entropy
 from jaxseg.parallel import Placement
-from jaxseg.train import supervised
+from jaxseg.programs import forward, training
 
-__all__ = ["CHIPS", "Chip", "Cost", "compile_apply", "compile_train", "matmul_flops", "program_cost"]
+__all__ = [
+    "CHIPS",
+    "Chip",
+    "Cost",
+    "Lowered",
+    "compile_apply",
+    "compile_train",
+    "lower_apply",
+    "lower_train",
+    "matmul_flops",
+    "program_cost",
+]
 
 
 class Chip(NamedTuple):
@@ -58,6 +68,18 @@ class Cost(NamedTuple):
     def roofline(self, chip: Chip) -> float:
         """Seconds that no schedule can beat: the larger of arithmetic and memory traffic."""
         return max(self.flops / chip.flops, self.bytes / chip.bandwidth)
+
+
+class Lowered(NamedTuple):
+    """A program as it is handed to a platform's compiler."""
+
+    platform: str
+    operations: int
+    convolutions: dict[str, int]  # of each dtype
+    transposes: int
+    gathers: int
+    custom_calls: dict[str, int]  # what the platform must bring, by target
+    size: int  # bytes of StableHLO
 
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
@@ -157,12 +179,8 @@ def _compile(program: Callable, arguments: tuple[PyTree, ...], devices: int, pla
 def compile_train(
     model: nn.Module, placement: Placement, size: tuple[int, int], batch: int, *, devices: int, platform: str = "tpu"
 ) -> Cost:
-    """Cost of one training step of a semantic model: cross-entropy, AdamW, uint8 images `[batch, *size, 3]`."""
-    fns = supervised(model, loss=cross_entropy, optimizer=optax.adamw(1e-3))
-    shapes = {
-        "image": jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((batch, *size), jnp.int32),
-    }
+    """Cost of one training step on `batch` images of `size`: see `jaxseg.programs.training`."""
+    fns, shapes = training(model, size, batch)
     key = jax.random.key(0)
     state = placement.shape_saved(jax.eval_shape(fns.init, key, shapes))
     update = placement.compile_update(fns.update)
@@ -174,9 +192,44 @@ def compile_train(
 def compile_apply(
     model: nn.Module, placement: Placement, size: tuple[int, int], batch: int, *, devices: int, platform: str = "tpu"
 ) -> Cost:
-    """Cost of one forward pass of float32 images `[batch, *size, 3]`."""
-    images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
-    one = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), one)
-    arguments = placement.shape_saved(variables), placement.shape_batch({"image": images})["image"]
-    return _compile(jax.jit(functools.partial(model.apply, train=False)), arguments, devices, platform)
+    """Cost of one forward pass of `batch` images of `size`."""
+    program = forward(model, size, batch)
+    arguments = placement.shape_saved(program.variables), *placement.shape_batch(program.inputs)
+    return _compile(jax.jit(program.apply), arguments, devices, platform)
+
+
+def _lower(f: Callable, arguments: tuple[PyTree, ...], platform: str) -> Lowered:
+    exported = export.export(jax.jit(f), platforms=(platform,))(*arguments)
+    text = exported.mlir_module()
+
+    def counted(pattern: str) -> dict[str, int]:
+        return dict(collections.Counter(re.findall(pattern, text)))
+
+    return Lowered(
+        platform=platform,
+        operations=len(re.findall(r"= \"?(?:stablehlo|chlo)\.", text)),
+        convolutions=counted(r"stablehlo\.convolution.*-> tensor<(?:\d+x)*(\w+)>"),
+        transposes=len(re.findall(r"stablehlo\.transpose", text)),
+        gathers=len(re.findall(r"stablehlo\.\"?(?:dynamic_)?gather", text)),
+        custom_calls=counted(r"stablehlo\.custom_call @(\w+)"),
+        size=len(exported.mlir_module_serialized),
+    )
+
+
+def lower_train(model: nn.Module, size: tuple[int, int], batch: int, platform: str) -> Lowered:
+    """One training step on `batch` images of `size`, lowered by jax.export for a platform that need not be here."""
+    fns, shapes = training(model, size, batch)
+    key = jax.random.key(0)
+    state = jax.eval_shape(fns.init, key, shapes)
+
+    def update(state: PyTree, batch: PyTree, bits: jax.Array) -> PyTree:
+        return fns.update(state, batch, jax.random.wrap_key_data(bits))
+
+    bits = jax.eval_shape(jax.random.key_data, key)
+    return _lower(update, (state, shapes, bits), platform)
+
+
+def lower_apply(model: nn.Module, size: tuple[int, int], batch: int, platform: str) -> Lowered:
+    """One forward pass, lowered likewise."""
+    program = forward(model, size, batch)
+    return _lower(program.apply, (program.variables, *program.inputs), platform)

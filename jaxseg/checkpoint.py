@@ -5,10 +5,12 @@ a checksum for each array). The checksums are integer sums computed on the devic
 sharding, so a checkpoint whose bytes rotted is found on any topology, and the one before is used.
 """
 
+import contextlib
 import json
 import logging
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,13 +20,28 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import Array, PyTree, UInt32
 
-__all__ = ["ConfigMismatch", "Restored", "checksums", "open_checkpoints", "restore", "restore_params", "save"]
+__all__ = [
+    "ConfigMismatch",
+    "Restored",
+    "SaveFailed",
+    "checksums",
+    "open_checkpoints",
+    "require_writable",
+    "restore",
+    "restore_params",
+    "save",
+    "wait",
+]
 
 log = logging.getLogger("jaxseg")
 
 
 class ConfigMismatch(ValueError):
     """A checkpoint was written by a run with another config; the message lists the fields that differ."""
+
+
+class SaveFailed(OSError):
+    """A checkpoint could not be written; the message says why, and which is the newest whole one."""
 
 
 class Restored(NamedTuple):
@@ -74,12 +91,50 @@ def open_checkpoints(directory: pathlib.Path, *, keep: int = 3) -> ocp.Checkpoin
     return ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options, item_names=("state", "meta"))
 
 
+def require_writable(folder: pathlib.Path) -> None:
+    """Raises OSError, before a run has cost anything, where `folder` cannot be made or written to; writes nothing."""
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(f"{folder}: {there} is a file, not a folder; choose another output folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder}: {there} cannot be written to; mend that, or choose another output folder")
+
+
+@contextlib.contextmanager
+def _failure_is_said(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Orbax saves in the background: what went wrong in one save is raised by whatever waits for it."""
+    try:
+        yield
+    except Exception as error:  # tensorstore and Orbax raise many kinds for a disk that is full
+        directory = pathlib.Path(manager.directory)
+        whole = _steps(directory)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        newest = f"step {whole[0]} is the newest that is whole" if whole else "there is none before it"
+        raise SaveFailed(
+            f"no checkpoint could be written to {directory} ({reason}); {newest}. Make room or mend the folder, and "
+            "the same command goes on from there"
+        ) from error
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Until the save that was started is whole; raises SaveFailed where it is not."""
+    with _failure_is_said(manager):
+        manager.wait_until_finished()
+
+
 def save(manager: ocp.CheckpointManager, step: int, state: PyTree, config: Mapping[str, Any]) -> None:
-    """Starts an asynchronous, atomic save; the state is copied off the devices before this returns."""
+    """Starts an asynchronous, atomic save; the state is copied off the devices before this returns.
+
+    Raises SaveFailed, for this save or for the one before.
+    """
     # the data order is a pure function of (seed, step): the step is the data's position
     meta = {"step": step, "data_position": step, "config": dict(config)}
     meta["checksums"] = checksums(state)
-    manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+    with _failure_is_said(manager):
+        manager.save(step, args=args)
 
 
 def _steps(directory: pathlib.Path) -> list[int]:

@@ -1,12 +1,13 @@
 """A model with its weights as one program that runs without jaxseg: StableHLO by jax.export, or ONNX.
 
-The program maps images as the model takes them (float32 `[n, h, w, 3]`, RGB, normalised) to its logits.
+The program maps images as the model takes them (float32 `[n, h, w, 3]`, RGB, normalised) to its logits, or, of a
+detector, to its boxes, scores, classes, masks and `valid`, suppression included; a generator's takes latents.
 """
 
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -23,24 +24,29 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 OPEN_SIZES = ("h, w", "32*h, 32*w")  # the first that a model traces with: any size, or whole multiples of its stride
 
 
-def forward(model: nn.Module, variables: PyTree) -> Callable[[Any], Any]:
+def forward(model: nn.Module, variables: PyTree) -> Callable[..., Any]:
     """Images to logits, or to a dict of arrays for a model with several outputs; the weights are constants of it."""
 
-    def apply(images: Any) -> Any:
-        output: Any = model.apply(variables, images, train=False)
+    def apply(*inputs: Any) -> Any:
+        output: Any = model.apply(variables, *inputs, train=False)
         if hasattr(output, "logits"):
             return output.logits
+        if not dataclasses.is_dataclass(output):  # an image
+            return output
         named = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
         return {name: array for name, array in named.items() if array is not None}
 
     return apply
 
 
-def _input_shapes(size: tuple[int, int] | None, batch: int | None) -> list[Sequence[Any]]:
-    """What the input may be, the most open form first."""
+def _inputs(
+    model: nn.Module, size: tuple[int, int] | None, batch: int | None
+) -> Iterator[tuple[jax.ShapeDtypeStruct, ...]]:
+    """What the inputs may be, the most open form first."""
     n = "n" if batch is None else str(batch)
-    sizes = OPEN_SIZES if size is None else (f"{size[0]}, {size[1]}",)
-    return [export.symbolic_shape(f"{n}, {hw}, 3") for hw in sizes]
+    for hw in OPEN_SIZES if size is None else (f"{size[0]}, {size[1]}",):
+        images = jax.ShapeDtypeStruct(export.symbolic_shape(f"{n}, {hw}, 3"), jnp.float32)
+        yield model.inputs(images) if hasattr(model, "inputs") else (images,)
 
 
 def export_stablehlo(
@@ -63,9 +69,9 @@ def export_stablehlo(
         raise ValueError(f"no platform {', '.join(unknown) or 'named'}; there are {', '.join(PLATFORMS)}, rocm")
     program = export.export(jax.jit(forward(model, variables)), platforms=tuple(platforms))
     failure: Exception | None = None
-    for shape in _input_shapes(size, batch):
+    for inputs in _inputs(model, size, batch):
         try:
-            return program(jax.ShapeDtypeStruct(shape, jnp.float32))
+            return program(*inputs)
         except (jax.errors.InconclusiveDimensionOperation, jax.errors.ConcretizationTypeError, TypeError) as error:
             failure = error
         except ValueError as error:  # the model refuses this size, in its own words
@@ -99,15 +105,16 @@ def export_onnx(model: nn.Module, variables: PyTree, *, size: tuple[int, int], b
         return to_onnx(forward(model, variables), inputs=[shape]).SerializeToString()
 
 
-def run_artifact(path: str | os.PathLike, images: Any) -> Any:
+def run_artifact(path: str | os.PathLike, *inputs: Any) -> Any:
     """Outputs of an exported file: by jax alone, or by onnxruntime for a `.onnx`."""
     path = pathlib.Path(path)
     if path.suffix != ".onnx":
-        return jax.tree.map(np.asarray, export.deserialize(bytearray(path.read_bytes())).call(images))
+        return jax.tree.map(np.asarray, export.deserialize(bytearray(path.read_bytes())).call(*inputs))
     try:
         import onnxruntime
     except ImportError as error:
         raise ImportError("running ONNX needs onnxruntime: pip install 'jaxseg[onnx]'") from error
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    outputs = session.run(None, {session.get_inputs()[0].name: np.asarray(images)})
+    names = [x.name for x in session.get_inputs()]
+    outputs = session.run(None, dict(zip(names, map(np.asarray, inputs), strict=True)))
     return outputs[0] if len(outputs) == 1 else outputs

@@ -3,13 +3,9 @@
 import contextlib
 import dataclasses
 import itertools
-import os
 import pathlib
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +15,8 @@ from jaxtyping import PyTree
 
 from jaxseg import checkpoint
 from jaxseg.data.pipeline import batch_names, eval_batches, train_batches
-from jaxseg.data.source import Source
+from jaxseg.data.source import DataError, Source
+from jaxseg.interruption import lost_process_is_said, stop_requests
 from jaxseg.parallel import Placement, make_mesh, over_mesh
 from jaxseg.runlog import RunLog
 from jaxseg.train import TrainFns
@@ -93,65 +90,6 @@ class NonFiniteLoss(RuntimeError):
     """A step gave NaN or Inf; the message has the step, the batch's files and the last good checkpoint."""
 
 
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether SIGTERM or Ctrl-C has come; a second Ctrl-C ends the process at once.
-
-    A thread reads the wake-up descriptor, so the second Ctrl-C acts even while the main thread compiles. With
-    several processes SIGTERM is left to jax.distributed, which tells them all of a notice to one.
-    """
-    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
-        yield lambda: False
-        return
-    several = jax.process_count() > 1
-    stop = threading.Event()
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-
-    def watch() -> None:
-        while received := os.read(reader, 1):
-            number = received[0]
-            if number not in (signal.SIGINT, signal.SIGTERM):
-                continue
-            if number == signal.SIGINT and stop.is_set():
-                os._exit(130)
-            stop.set()
-            if several:
-                os.kill(os.getpid(), signal.SIGTERM)
-            print("stopping after this step, saving; Ctrl-C again stops at once", flush=True)
-
-    taken = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)
-    before = {s: signal.signal(s, lambda *_: None) for s in taken}
-    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield stop.is_set
-    finally:
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(writer)
-        thread.join()
-        os.close(reader)
-
-
-@contextlib.contextmanager
-def _lost_process_is_said() -> Iterator[None]:
-    """Says at once why a collective failed: leaving may wait for the lost process until it is given up."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() > 1:
-            print(
-                f"process {jax.process_index()}: another process is lost ({str(error).splitlines()[0]}); start all of "
-                "them again, and the run goes on from its last checkpoint",
-                file=sys.stderr,
-                flush=True,
-            )
-        raise
-
-
 def evaluate_batches(
     fns: TrainFns, placement: Placement, state: PyTree, batches: Iterable[Mapping[str, np.ndarray]]
 ) -> dict[str, float]:
@@ -199,9 +137,10 @@ def fit(
     same bits on the same machine. `config` describes the run; a checkpoint with another one is refused.
     `evaluation()` gives the batches to evaluate on.
 
-    Raises NonFiniteLoss, ValueError for a batch that does not divide over the devices, and
-    `checkpoint.ConfigMismatch`.
+    Raises NonFiniteLoss, ValueError for a batch that does not divide over the devices, `checkpoint.ConfigMismatch`,
+    `checkpoint.SaveFailed` where the disk is full, and DataError, after a save, where a file can no longer be read.
     """
+    checkpoint.require_writable(run.out)
     placement = over_mesh(make_mesh()) if placement is None else placement
     if run.batch % placement.batch_devices:
         n = placement.batch_devices
@@ -214,9 +153,9 @@ def fit(
     evaluate = placement.compile_evaluate(fns.evaluate)
 
     with contextlib.ExitStack() as stack:
-        stop_requested = stack.enter_context(_stop_requests())
+        stop_requested = stack.enter_context(stop_requests())
         manager = stack.enter_context(checkpoint.open_checkpoints(run.out / "checkpoints", keep=run.keep))
-        stack.enter_context(_lost_process_is_said())  # last in, so before the checkpoints are closed
+        stack.enter_context(lost_process_is_said())  # last in, so before the checkpoints are closed
         batches = iter(train.batches(0))
         first = next(batches)
         shapes = jax.eval_shape(fns.init, init_key, first)
@@ -269,6 +208,7 @@ def fit(
                 first = next(batches)
             placed = placement.put_batch(first)
         stopped = False
+        broken: DataError | None = None
         wait = 0.0
         for step in range(start, run.steps):
             state, metrics = update(state, placed, step_key, np.int32(step))
@@ -276,7 +216,12 @@ def fit(
             pending = (step + 1, metrics, wait)
             if step + 1 < run.steps:
                 began = time.perf_counter()
-                placed = placement.put_batch(next(batches))
+                try:
+                    placed = placement.put_batch(next(batches))
+                except DataError as error:
+                    if jax.process_count() > 1:  # the others cannot save with us
+                        raise
+                    broken = error
                 # time spent while the device still computes is not a wait
                 idle = all(x.is_ready() for x in jax.tree.leaves(metrics))
                 wait = time.perf_counter() - began if idle else 0.0
@@ -288,13 +233,19 @@ def fit(
                 stopped = multihost_utils.reached_preemption_sync_point(step)
             else:
                 stopped = stop_requested()
-            if last or stopped or (step + 1) % run.checkpoint_every == 0:
+            if last or stopped or broken or (step + 1) % run.checkpoint_every == 0:
                 settle()  # a checkpoint is of finite steps only
                 checkpoint.save(manager, step + 1, placement.to_saved(state), config)
                 saved = step + 1
+            if broken:
+                checkpoint.wait(manager)
+                heading = (
+                    f"the data broke; step {saved} of {run.steps} is saved. Mend them, and the same command goes on"
+                )
+                raise DataError(*broken.problems, heading=heading) from broken
             if stopped:
                 break
-        manager.wait_until_finished()
+        checkpoint.wait(manager)
         scores = None
         if evaluation is not None and not stopped:
             scores = evaluate_now(run.steps, state)

@@ -80,7 +80,12 @@ class RunLog:
     def _write(self, record: dict[str, Any], group: str) -> None:
         if self.silent:
             return
-        print(json.dumps(record), file=self.file, flush=True)
+        try:
+            print(json.dumps(record), file=self.file, flush=True)
+        except OSError as error:  # a full disk names no file
+            raise OSError(
+                f"{self.file.name} cannot be written ({error.strerror}); the run goes on from its last save"
+            ) from error
         for name, value in record.get("evaluation", record).items():
             if name != "step":
                 self.events.add_scalar(f"{group}/{name}", value, record["step"])

@@ -1,14 +1,19 @@
 """FLOPs by hand, collectives by text, and a sharded step compiled without data."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models.test_detectors import small
 
 import jaxseg
 from jaxseg import aot, parallel
+from jaxseg.cli import compile as cli_compile
+from jaxseg.cli import main
+from jaxseg.programs import training
 
 
 def flops_of(f, *shapes):
@@ -79,3 +84,83 @@ def test_a_sharded_step_compiles_ahead_of_time():
     assert apply.collectives.get("collective-permute", (0, 0))[0] > 0  # the halos of the height's shards
     assert 0.5 < apply.matmul_share <= 1
     assert np.isfinite(train.roofline(aot.CHIPS["v5e"]))
+
+
+def tiny_models():
+    """One of each kind: semantic, with instances, a generator beside its discriminator, a style transfer."""
+    narrow = {"base_features": 512, "max_features": 16, "resolution": 16}
+    return {
+        "unet": (jaxseg.create_model("unet_small", 5, features=(4, 6)), (16, 16)),
+        "mask_rcnn": (small("maskrcnn_resnet50_fpn"), (64, 64)),
+        "stylegan": (jaxseg.create_model("stylegan_generator", **narrow), (16, 16)),
+        "progan": (jaxseg.create_model("progan_generator", **narrow), (16, 16)),
+        "adain": (jaxseg.create_model("adain_transfer"), (32, 32)),
+    }
+
+
+@pytest.mark.parametrize("name", list(tiny_models()))
+def test_programs_lower_for_a_gpu_that_is_not_here(name):
+    model, size = tiny_models()[name]
+    apply = aot.lower_apply(model, size, 2, "cuda")
+    train = aot.lower_train(model, size, 2, "cuda")
+    assert apply.platform == train.platform == "cuda"
+    assert train.operations > apply.operations > 50
+    assert sum(train.convolutions.values()) > sum(apply.convolutions.values()) > 0
+    assert set(train.convolutions) == {"f32"}
+
+
+def test_convolutions_left_in_float32_would_show():
+    model = jaxseg.create_model("unet_small", 5, features=(4, 6), dtype=jnp.bfloat16)
+    assert set(aot.lower_train(model, (16, 16), 2, "cuda").convolutions) == {"bf16"}
+
+
+def test_a_discriminators_step_is_its_generators():
+    model = jaxseg.create_model("progan_discriminator", resolution=16)
+    with pytest.raises(ValueError, match="trained with its generator"):
+        training(model, (16, 16), 2)
+
+
+def test_a_zoo_is_compiled_a_model_at_a_time_and_goes_on(tmp_path, monkeypatch, capsys):
+    models = {name: jaxseg.MODELS[name] for name in ("unet_small", "progan_discriminator", "unet_valid")}
+    monkeypatch.setattr(cli_compile, "MODELS", models)
+    lowered = []
+    monkeypatch.setattr(cli_compile.aot, "lower_train", lambda *args: (lowered.append(args), aot.lower_apply(*args))[1])
+    words = ["compile", "--all", "--lower", "cuda", "--size", "32x32", "--batch", "2", "--apply", "--train"]
+    words += ["--out", str(tmp_path / "lowered.json")]
+    for turn in range(2):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0
+        assert len(lowered) == 2, "the discriminator has no step of its own, and the second time all is there"
+        table = capsys.readouterr().out
+        assert "| `unet_valid` | train | 2x572x572 | cuda |" in table, turn
+    rows = json.loads((tmp_path / "lowered.json").read_text())["rows"]
+    assert [(r["model"], r["program"]) for r in rows] == [
+        *(("unet_small", what) for what in ("train", "apply")),
+        ("progan_discriminator", "apply"),
+        *(("unet_valid", what) for what in ("train", "apply")),
+    ]
+    assert (tmp_path / "lowered.md").read_text().strip() == table.strip()
+
+
+def test_what_does_not_fit_is_tried_at_half_the_batch(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli_compile, "MODELS", {"unet_small": jaxseg.MODELS["unet_small"]})
+    monkeypatch.setattr(cli_compile.parallel, "topology_devices", lambda name: jax.devices())
+    cost = aot.Cost(1, 1, 10, flops=1.0, bytes=1.0, matmul_share=1.0, collectives={"all-reduce": (1, 2)})
+    tried = []
+
+    def compile_train(model, placement, size, batch, *, devices):
+        tried.append(batch)
+        if batch > 32:
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20G of 16G"
+            )
+        return cost._replace(peak=10**9 * batch)
+
+    monkeypatch.setattr(cli_compile.aot, "compile_train", compile_train)
+    with pytest.raises(SystemExit) as ended:
+        main(["compile", "--all", "--size", "32x32", "--batch", "64", "--out", str(tmp_path / "tpu.json")])
+    assert ended.value.code == 0
+    assert tried == [64, 32, 16]
+    assert [row["fits"] for row in json.loads((tmp_path / "tpu.json").read_text())["rows"]] == [False, False, True]
+    assert "does not fit" in (tmp_path / "tpu.md").read_text()

@@ -10,14 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.named import fill, image
+from models.test_detectors import compiled, filled
+from models.test_generation import case
+from safetensors.numpy import save_file
 
 import jaxseg
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from jaxseg.backbones.resnet import resnet50
 from jaxseg.backbones.vgg import vgg16_bn
+from jaxseg.cli import detect as cli_detect
 from jaxseg.cli import main
 from jaxseg.export import export_onnx, export_stablehlo, forward, run_artifact
-from jaxseg.weights import save_model
+from jaxseg.weights import save_model, to_published
 
 RESNET = functools.partial(resnet50, depths=(1, 1, 2, 2), features=(4, 8, 12, 16))
 # the operations whose form goes by the size: transposed convolutions and crops, unpooling, resizing, adaptive pooling
@@ -109,3 +113,62 @@ def test_onnx_gives_the_models_outputs(name, tmp_path):
     path.write_bytes(export_onnx(model, variables, size=(64, 96), batch=2))
     images = image(2, 64, 96)
     close(run_artifact(path, images), jax.jit(forward(model, variables))(images))
+
+
+DETECTIONS = """
+import sys, numpy, jax
+from jax import export
+program = export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+numpy.savez(sys.argv[3], **program.call(numpy.load(sys.argv[2])))
+assert not [name for name in sys.modules if name.startswith(("jaxseg", "flax"))]
+"""
+
+
+def test_mask_rcnn_with_its_suppression_runs_without_jaxseg(tmp_path):
+    model, variables = filled("maskrcnn_resnet50_fpn")
+    program = export_stablehlo(model, variables, size=(64, 96))
+    assert program.in_avals[0].str_short() == "float32[n,64,96,3]"
+    (tmp_path / "mask.stablehlo").write_bytes(program.serialize())
+    images = np.random.default_rng(0).standard_normal((2, 64, 96, 3), np.float32)
+    np.save(tmp_path / "in.npy", images)
+    files = [str(tmp_path / f) for f in ("mask.stablehlo", "in.npy", "out.npz")]
+    subprocess.run([sys.executable, "-c", DETECTIONS, *files], check=True, cwd=tmp_path)
+    found, want = np.load(tmp_path / "out.npz"), compiled("maskrcnn_resnet50_fpn")(variables, images)
+    assert 0 < want.valid.sum() < want.valid.size
+    np.testing.assert_array_equal(found["valid"], want.valid)
+    np.testing.assert_array_equal(found["classes"], want.classes)
+    np.testing.assert_allclose(found["boxes"], want.boxes, atol=1e-2)  # pixels
+    np.testing.assert_allclose(found["scores"], want.scores, atol=1e-4)
+    np.testing.assert_allclose(found["masks"], want.masks, atol=1e-4)
+
+
+def test_a_detector_of_open_size_is_refused():
+    with pytest.raises(ValueError, match=r"MaskRCNN does not trace with an open size .*give the size"):
+        export_stablehlo(*filled("maskrcnn_resnet50_fpn"))
+
+
+def test_the_command_exports_a_detector(tmp_path, monkeypatch, capsys):
+    model, variables = filled("maskrcnn_resnet50_fpn")
+    save_file(to_published(model, variables), tmp_path / "w.safetensors")
+    monkeypatch.setattr(cli_detect, "create_model", lambda name, num_classes: model.clone(num_classes=num_classes))
+    words = ("export", "maskrcnn_resnet50_fpn", "--weights", tmp_path / "w.safetensors", "--platforms", "cpu")
+    words += ("--out", tmp_path / "mask.stablehlo")
+    assert command(*words) == 2
+    assert "give --size, a canvas such as 800x1344" in capsys.readouterr().err
+    assert command(*words, "--size", "64x96", "--batch", 1) == 0
+    assert "float32[1,64,96,3] -> (1, 10, 4)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["stylegan_generator", "progan_discriminator"])
+def test_generators_and_discriminators_are_exported_for_any_batch(name, tmp_path):
+    model, variables = case(name)
+    (tmp_path / "model.stablehlo").write_bytes(export_stablehlo(model, variables).serialize())
+    rng = np.random.default_rng(0)
+    for n in (1, 3):
+        inputs = [rng.standard_normal(x.shape, np.float32) for x in model.inputs(np.zeros((n, 16, 16, 3)))]
+        ours = jax.jit(forward(model, variables))(*inputs)
+        for a, b in zip(
+            jax.tree.leaves(run_artifact(tmp_path / "model.stablehlo", *inputs)), jax.tree.leaves(ours), strict=True
+        ):
+            assert len(a) == n
+            close(a, b)

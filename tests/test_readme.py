@@ -1,5 +1,6 @@
 """The README's commands are the ones that run."""
 
+import importlib.util
 import pathlib
 import re
 
@@ -16,3 +17,14 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 def test_the_table_of_models_is_the_zoo():
     assert set(re.findall(r"^\| `(\w+)`", README, re.MULTILINE)) == set(MODELS)
+
+
+def test_the_tables_of_results_are_those_of_the_files():
+    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "experiments" / "readme_tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert tables.written(README) == README, "run python experiments/readme_tables.py"
+    assert set(re.findall("<!-- table: (.*) -->", README)) == set(tables.TABLES)
+    typed = README.replace("| 1.15 |", "| 1.05 |", 1)
+    assert typed != README
+    assert tables.written(typed) == README

@@ -5,6 +5,7 @@ python tests/tiny_run.py OUT --steps 12 [--devices 4] [--parallel pmap] [--shard
 
 import argparse
 import pathlib
+import resource
 import sys
 import time
 
@@ -34,8 +35,21 @@ class TinySource:
         return {"image": image, "label": label}
 
 
-def run(out, *, steps=12, batch=8, checkpoint_every=2, placement=None, config=None, pace=0.0, source=None, seed=0):
-    """Trains a tiny U-Net with batch norm, dropout, augmentation and an average."""
+def run(
+    out,
+    *,
+    steps=12,
+    batch=8,
+    checkpoint_every=2,
+    evaluate_every=None,
+    placement=None,
+    config=None,
+    pace=0.0,
+    at_step=None,
+    source=None,
+    seed=0,
+):
+    """Trains a tiny U-Net with batch norm, dropout, augmentation and an average; `at_step(i)` comes before step i."""
     from jaxseg.data import flip
     from jaxseg.fit import Run, evaluation_feed, fit, training_feed
     from jaxseg.losses import cross_entropy
@@ -53,7 +67,9 @@ def run(out, *, steps=12, batch=8, checkpoint_every=2, placement=None, config=No
     feed = training_feed(source, (SIZE, SIZE), batch, seed)
 
     def paced(start):
-        for each in feed.batches(start):
+        for step, each in enumerate(feed.batches(start), start):
+            if at_step is not None:
+                at_step(step)
             yield each
             time.sleep(pace)
 
@@ -61,7 +77,7 @@ def run(out, *, steps=12, batch=8, checkpoint_every=2, placement=None, config=No
         fns,
         feed._replace(batches=paced),
         evaluation_feed(source, (SIZE, SIZE), batch),
-        Run(steps, batch, pathlib.Path(out), seed, checkpoint_every),
+        Run(steps, batch, pathlib.Path(out), seed, checkpoint_every, evaluate_every),
         placement=placement,
         config=described,
     )
@@ -77,6 +93,7 @@ def main():
     parser.add_argument("--distributed")
     parser.add_argument("--pace", type=float, default=0.0)
     parser.add_argument("--checkpoint-every", type=int, default=2)
+    parser.add_argument("--full-at", type=int, help="the step from which on no file can be written")
     parser.add_argument("--cache", required=True)
     asked = parser.parse_args()
 
@@ -91,8 +108,13 @@ def main():
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         initialize_distributed(asked.distributed)
     placement = placement_of(asked.parallel, asked.shard)
-    every = asked.checkpoint_every
-    result = run(asked.out, steps=asked.steps, checkpoint_every=every, placement=placement, pace=asked.pace)
+
+    def fill_the_disk(step):
+        if step == asked.full_at:  # stands for a full disk: a write past the limit fails, in any folder
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+    options = {"steps": asked.steps, "checkpoint_every": asked.checkpoint_every, "pace": asked.pace}
+    result = run(asked.out, placement=placement, at_step=fill_the_disk, **options)
     if result.scores:
         print("final", result.step, result.scores["miou"], result.scores["loss"], flush=True)
 

@@ -15,6 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     import jax
     import tyro
 
+    from jaxseg.cli.bench import bench_command
     from jaxseg.cli.cluster import cluster_command
     from jaxseg.cli.compile import compile_command
     from jaxseg.cli.convert import convert_command
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         "evaluate": evaluate_command,
         "predict": predict_command,
         "cluster": cluster_command,
+        "bench": bench_command,
         "compile": compile_command,
         "convert": convert_command,
         "export": export_command,

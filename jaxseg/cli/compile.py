@@ -1,12 +1,15 @@
-"""`jaxseg compile`: what a model costs on a TPU that is not here."""
+"""`jaxseg compile`: what a model costs on a TPU that is not here, or whether it lowers for a platform that is not."""
 
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import jaxlib
@@ -15,11 +18,15 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxseg import aot, parallel
+from jaxseg.bench.tables import markdown
 from jaxseg.cli.arguments import Size, nearest_model
 from jaxseg.cli.train import mesh_axes
-from jaxseg.models import MODELS, create_model
+from jaxseg.models import MODELS
+from jaxseg.programs import is_trained_alone, sized_model
 
-__all__ = ["Compile", "compile_command"]
+__all__ = ["Compile", "compile_command", "compile_markdown"]
+
+VALID = (572, 572)  # what U-Net's valid form takes where it refuses the size asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +36,11 @@ class Compile:
     model: tyro.conf.Positional[str | None] = None
     """A name that `jaxseg models` lists."""
     all: bool = False
-    """Every model of the zoo."""
+    """Every model of the zoo; what --out holds is passed over, and what does not fit tried at half the batch."""
     topology: str = "v5e:2x4"
     """Chip and shape of the slice."""
+    lower: Literal["cuda", "rocm", "tpu", "cpu"] | None = None
+    """Lower for that platform instead, by jax.export, without its compiler: says whether the program exists there."""
     batch: int = 64
     """Global batch."""
     size: Size = (512, 512)
@@ -46,29 +55,53 @@ class Compile:
     """Number of classes."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """What the model computes in."""
+    remat: bool = False
+    """Recompute activations in the backward pass, where the model can."""
     out: pathlib.Path | None = None
-    """A JSON file for the figures; rows for other programs in it stay."""
+    """A JSON file for the figures, and beside it the same as .md; rows for other programs in it stay."""
 
 
-def _row(config: Compile, name: str, what: str) -> dict[str, Any]:
+def _model(config: Compile, name: str) -> tuple[nn.Module, tuple[int, int]]:
+    """The model, and the size at which it is compiled: the one asked for, or the one that it takes."""
+    fields: dict[str, Any] = {"dtype": jnp.dtype(config.dtype).type}
+    model = sized_model(name, config.classes, config.size, **fields)
+    if config.remat and hasattr(model, "remat"):
+        model = model.clone(remat=True)
+    return model, VALID if name == "unet_valid" and config.size != VALID and config.all else config.size
+
+
+def _identity(config: Compile, name: str, what: str) -> dict[str, Any]:
+    model, size = _model(config, name)
+    return {
+        "model": name,
+        "program": what,
+        "batch": config.batch,
+        "size": list(size),
+        "dtype": config.dtype,
+        "remat": bool(getattr(model, "remat", False)),
+    }
+
+
+def _compiled(config: Compile, name: str, what: str) -> dict[str, Any]:
     chip = aot.CHIPS[config.topology.split(":")[0]]
     devices = parallel.topology_devices(config.topology)
     placement = parallel.over_mesh(parallel.make_mesh(devices=devices, **mesh_axes(config.shard)))
     if config.batch % placement.batch_devices:
         raise ValueError(f"--batch {config.batch} does not divide over {placement.batch_devices} chips")
-    model = create_model(name, config.classes, dtype=jnp.dtype(config.dtype).type)
+    row = _identity(config, name, what) | {"topology": config.topology, "mesh": placement.name}
+    model, size = _model(config, name)
     start = time.perf_counter()
     compiler = aot.compile_train if what == "train" else aot.compile_apply
-    cost = compiler(model, placement, config.size, config.batch, devices=len(devices))
+    try:
+        cost = compiler(model, placement, size, config.batch, devices=len(devices))
+    except jax.errors.JaxRuntimeError as error:  # the compiler's own word that it does not fit
+        if "RESOURCE_EXHAUSTED" not in str(error) and "memory" not in str(error):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if "emory" in line or "xceeded" in line]
+        return row | {"fits": False, "error": " ".join(lines)[:300]}
     bound = cost.roofline(chip)
     return {
-        "model": name,
-        "program": what,
-        "topology": config.topology,
-        "mesh": placement.name,
-        "batch": config.batch,
-        "size": list(config.size),
-        "dtype": config.dtype,
+        **row,
         **cost._asdict(),
         "fits": cost.peak <= chip.memory,
         "intensity": cost.intensity,
@@ -79,18 +112,71 @@ def _row(config: Compile, name: str, what: str) -> dict[str, Any]:
     }
 
 
+def _lowered(config: Compile, name: str, what: str) -> dict[str, Any]:
+    model, size = _model(config, name)
+    lower = aot.lower_train if what == "train" else aot.lower_apply
+    assert config.lower is not None
+    return _identity(config, name, what) | lower(model, size, config.batch, config.lower)._asdict()
+
+
+def _megabytes(collectives: dict[str, Any]) -> Iterator[str]:
+    for kind, (count, size) in sorted(collectives.items()):
+        yield f"{count} {kind} {size / 1e6:.1f} MB"
+
+
+def compile_markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows of a file as Markdown tables, one for what is compiled and one for what is lowered."""
+    compiled, lowered = [], []
+    for row in rows:
+        shape = "x".join(map(str, (row["batch"], *row["size"])))
+        first = [f"`{row['model']}`", row["program"], shape + (", remat" if row.get("remat") else "")]
+        if "platform" in row:
+            convolutions = " + ".join(f"{n} {dtype}" for dtype, n in sorted(row["convolutions"].items()))
+            calls = ", ".join(f"{n} {target}" for target, n in sorted(row["custom_calls"].items()))
+            counts = [f"{row[k]:,}" for k in ("operations", "transposes", "gathers")]
+            lowered.append([*first, row["platform"], counts[0], convolutions, *counts[1:], calls])
+        elif "error" in row:
+            compiled.append([*first, row["topology"], "does not fit", *[""] * 7])
+        else:
+            compiled.append(
+                [
+                    *first,
+                    row["topology"],
+                    f"{row['peak'] / 1e9:.2f}" + ("" if row["fits"] else " does not fit"),
+                    f"{row['flops'] / 1e9:,.0f}",
+                    f"{row['bytes'] / 1e9:.2f}",
+                    f"{row['intensity']:.0f}",
+                    f"{row['matmul_share']:.1%}",
+                    f"{row['roofline_seconds'] * 1e3:.2f} {row['bound']}",
+                    f"{row['images_per_second_at_most']:,.0f}",
+                    "; ".join(_megabytes(row["collectives"])),
+                ]
+            )
+    of_chip = ("topology", "peak GB", "GFLOPs", "GB moved", "FLOPs/byte", "matmul", "roofline ms", "img/s at most")
+    tables = []
+    if compiled:
+        tables.append(markdown(("model", "program", "batch x size", *of_chip, "collectives"), compiled, left=4))
+    if lowered:
+        titles = ("platform", "operations", "convolutions", "transposes", "gathers", "custom calls")
+        tables.append(markdown(("model", "program", "batch x size", *titles), lowered, left=4))
+    return "\n".join(tables)
+
+
 def _show(rows: list[dict[str, Any]], config: Compile) -> None:
     chip = aot.CHIPS[config.topology.split(":")[0]]
-    table = Table(title=f"{config.topology}, batch {config.batch} of {'x'.join(map(str, config.size))}, each chip")
+    table = Table(title=f"{config.topology}, {chip.memory / 1e9:.0f} GB: each chip")
     for title in ("program", "peak GB", "arguments", "temporaries", "GFLOPs", "GB moved", "FLOPs/byte"):
         table.add_column(title, justify="right")
     for title in ("matmul", "roofline ms", "collectives"):
         table.add_column(title, justify="right")
     for row in rows:
-        peak = f"{row['peak'] / 1e9:.2f} of {chip.memory / 1e9:.0f}" + ("" if row["fits"] else " DOES NOT FIT")
+        name = f"{row['model']} {row['program']}\n{'x'.join(map(str, (row['batch'], *row['size'])))}"
+        if "error" in row:
+            table.add_row(name, "DOES NOT FIT", row["error"])
+            continue
         table.add_row(
-            f"{row['model']} {row['program']}",
-            peak,
+            name,
+            f"{row['peak'] / 1e9:.2f}" + ("" if row["fits"] else " DOES NOT FIT"),
             f"{row['arguments'] / 1e9:.2f}",
             f"{row['temporaries'] / 1e9:.2f}",
             f"{row['flops'] / 1e9:,.0f}",
@@ -98,22 +184,55 @@ def _show(rows: list[dict[str, Any]], config: Compile) -> None:
             f"{row['intensity']:.0f}",
             f"{row['matmul_share']:.1%}",
             f"{row['roofline_seconds'] * 1e3:.2f} {row['bound']}",
-            "\n".join(f"{n} {kind} {size / 1e6:.1f} MB" for kind, (n, size) in sorted(row["collectives"].items())),
+            "\n".join(_megabytes(row["collectives"])),
         )
     Console(width=None if Console().is_terminal else 200).print(table)
 
 
-def _merge(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    identity = ("model", "program", "topology", "mesh", "batch", "size", "dtype")
-    kept = json.loads(path.read_text())["rows"] if path.exists() else []
-    new = {json.dumps([row[k] for k in identity]): row for row in [*kept, *rows]}
+IDENTITY = ("model", "program", "topology", "platform", "mesh", "batch", "size", "dtype", "remat")
+
+
+def _key(row: dict[str, Any]) -> str:
+    return json.dumps([row.get(k) or None for k in IDENTITY])  # older rows have no remat
+
+
+def _kept(path: pathlib.Path | None) -> dict[str, dict[str, Any]]:
+    """The rows of a file by what they are of."""
+    if path is None or not path.exists():
+        return {}
+    return {_key(row): row for row in json.loads(path.read_text())["rows"]}
+
+
+def _merge(path: pathlib.Path, row: dict[str, Any]) -> None:
+    rows = list((_kept(path) | {_key(row): row}).values())
     path.parent.mkdir(parents=True, exist_ok=True)
     versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
-    path.write_text(json.dumps({"versions": versions, "rows": list(new.values())}, indent=1) + "\n")
+    staged = path.with_name(path.name + ".tmp")
+    staged.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+    os.replace(staged, path)
+    path.with_suffix(".md").write_text(compile_markdown(rows))
+
+
+def _row(config: Compile, name: str, what: str) -> dict[str, Any]:
+    """One program's row, from the file where a whole zoo is asked for and it is there."""
+    if config.all:
+        wanted = _identity(config, name, what)
+        wanted |= {"platform": config.lower} if config.lower else {"topology": config.topology}
+        for row in _kept(config.out).values():
+            shard = "jit " + config.shard.replace(",", " ") if config.shard else row.get("mesh")
+            if row.get("mesh") == shard and all((row.get(k) or None) == (v or None) for k, v in wanted.items()):
+                return row
+    row = (_lowered if config.lower else _compiled)(config, name, what)
+    if config.out:
+        _merge(config.out, row)  # each as it comes: a zoo takes hours
+    return row
 
 
 def compile_command(config: Annotated[Compile, tyro.conf.arg(name="")]) -> int:
-    """Compile for a TPU that is not here; print memory, FLOPs, collectives and the roofline of each chip."""
+    """Compile for a TPU that is not here; print memory, FLOPs, collectives and the roofline of each chip.
+
+    With --lower cuda the programs are lowered for GPUs instead. The exit code is 1 where one does not compile or fit.
+    """
     if config.all == (config.model is not None):
         raise ValueError("name one model, or --all")
     if config.model is not None and config.model not in MODELS:
@@ -123,19 +242,28 @@ def compile_command(config: Annotated[Compile, tyro.conf.arg(name="")]) -> int:
     programs = [what for what in ("train", "apply") if getattr(config, what)] or ["train"]
     failed = []
     rows: list[dict[str, Any]] = []
-    for name in MODELS if config.all else (config.model,):
+    for name in MODELS if config.all else (str(config.model),):
         for what in programs:
-            try:
-                row = _row(config, str(name), what)
-            except ValueError as error:
-                if not config.all:
-                    raise
-                failed.append(f"{name} {what}: {error}")
-                continue
-            rows.append(row)
-            if config.out:
-                _merge(config.out, [row])  # each as it comes: a zoo takes hours
-    _show(rows, config)
+            if config.all and what == "train" and not is_trained_alone(_model(config, name)[0]):
+                continue  # in its generator's step
+            asked = config
+            while True:
+                try:
+                    rows.append(_row(asked, name, what))
+                except (ValueError, NotImplementedError) as error:
+                    if not config.all:
+                        raise
+                    failed.append(f"{name} {what}: {error}")
+                    break
+                print(f"{name} {what}, batch {asked.batch}: done", file=sys.stderr, flush=True)
+                if not config.all or rows[-1].get("fits", True) or asked.batch % 2:
+                    break
+                asked = dataclasses.replace(asked, batch=asked.batch // 2)
+    if config.lower:
+        print(compile_markdown(rows))
+    else:
+        _show(rows, config)
     for line in failed:
         print(f"not compiled: {line}", file=sys.stderr)
-    return 1 if failed or not all(row["fits"] for row in rows) else 0
+    last = {(row["model"], row["program"]): row.get("fits", True) for row in rows}  # of several batches the least
+    return 1 if failed or not all(last.values()) else 0

@@ -15,6 +15,7 @@ import tyro
 from jaxtyping import Array, PyTree
 
 from jaxseg import losses, parallel
+from jaxseg.checkpoint import require_writable
 from jaxseg.cli.arguments import Size, checked, describe, evaluation_split, nearest_model, open_split
 from jaxseg.data import (
     color_jitter,
@@ -190,11 +191,15 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
     if config.model in DETECTORS:
         raise ValueError(f"{config.model} is a detector; experiments/shapes_mask_rcnn.py shows how one is trained")
     loss_of(config.loss, None)
+    require_writable(config.out)
     if config.border_weights and not set(BORDER) & set(config.loss.split("+")):
         raise ValueError(f"--border-weights weigh the cross-entropy; --loss is {config.loss}")
     if config.backbone_rate < 0:
         raise ValueError(f"--backbone-rate is 0 or more, got {config.backbone_rate}")
     placement = placement_of(config.parallel, config.shard)
+    if config.size[0] % placement.height_devices:
+        good = -(-config.size[0] // placement.height_devices) * placement.height_devices
+        raise ValueError(f"--size {config.size[0]}x{config.size[1]}: {placement.name} needs a height such as {good}")
     asked = config.ignore_label, config.validation_fraction
     train = open_split(config.data, "train", *asked)
     held_out = open_split(config.data, evaluation_split(config.data), *asked)

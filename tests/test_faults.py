@@ -1,0 +1,168 @@
+"""A full disk, a folder that cannot be written, a file that vanishes: a message, and a run that goes on."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+from PIL import Image
+from test_fit import bits, one_device, start, steps_logged, uninterrupted  # noqa: F401
+
+from jaxseg import checkpoint
+from jaxseg.data import DataError, folder
+from jaxseg.data.pipeline import batch_names
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("full_at", [5, 6])  # in the middle of two steps, and at a save
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(full_at, uninterrupted, tmp_path):  # noqa: F811
+    out = tmp_path / "run"
+    process = start(out, "--full-at", full_at)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert "cannot be written" in output or "no checkpoint could be written" in output
+    assert "File too large" in output
+    saved = max(int(p.name) for p in (out / "checkpoints").iterdir() if p.name.isdigit())
+    assert saved <= full_at
+    process = start(out)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert f"resuming after step {saved} of 12" in output
+    want, got = (checkpoint.restore_params(run / "checkpoints")[0] for run in (uninterrupted, out))
+    assert bits(got) == bits(want)
+    assert steps_logged(out) == list(range(1, 13))
+
+
+def test_a_save_that_fails_names_the_newest_whole_one(tmp_path, monkeypatch):
+    manager = checkpoint.open_checkpoints(tmp_path / "checkpoints")
+    state = one_device().put_state({"w": np.ones(4, np.float32)})
+    checkpoint.save(manager, 1, state, {})
+    checkpoint.wait(manager)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(manager, "save", full)
+    with pytest.raises(checkpoint.SaveFailed, match=r"No space left on device\); step 1 is the newest that is whole"):
+        checkpoint.save(manager, 2, state, {})
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_read(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    run.chmod(0o555)
+    for folder_ in (tmp_path, *tmp_path.parents):  # another user must get there
+        if folder_ != pathlib.Path("/") and folder_.owner() == pathlib.Path.home().owner() and "pytest" in str(folder_):
+            folder_.chmod(0o755)
+    words = ["train", "unet_small", "--data", "nowhere", "--out", str(run)]
+    command = [sys.executable, "-c", f"from jaxseg.cli import main; main({words!r})"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path / "no")}
+    nobody = {"user": 65534, "group": 65534} if os.getuid() == 0 else {}  # the superuser may write anywhere
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, cwd="/", **nobody)
+    if "Permission denied" in found.stderr and "jaxseg" not in found.stderr:
+        pytest.skip(f"another user cannot run this Python: {found.stderr.splitlines()[-1]}")
+    assert found.returncode == 2, found.stderr
+    assert f"error: {run}: {run} cannot be written to; mend that, or choose another output folder" in found.stderr
+    assert not list(run.iterdir())
+
+
+def test_a_folder_below_a_file_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="file is a file, not a folder"):
+        tiny_run.run(tmp_path / "file" / "run", placement=one_device())
+
+
+def photographs(root, n=24):
+    rng = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (root / "train" / kind).mkdir(parents=True)
+    for i in range(n):
+        label = rng.integers(0, 3, (16, 16), np.uint8)
+        Image.fromarray(label).save(root / "train" / "labels" / f"{i}.png")
+        Image.fromarray(label[..., None].repeat(3, -1) * 80).save(root / "train" / "images" / f"{i}.png")
+    (root / "classes.txt").write_text("a\nb\nc\n")
+    return folder(root, "train")
+
+
+def test_a_file_that_vanishes_in_mid_epoch_is_named_and_the_run_goes_on(tmp_path):
+    source = photographs(tmp_path / "data")
+    options = {"source": source, "batch": 2, "steps": 10, "checkpoint_every": 100, "placement": one_device()}
+    tiny_run.run(tmp_path / "whole", **options)
+    victim = pathlib.Path(batch_names(source, 0, 7, 2)[0])
+    victim = victim if victim.is_absolute() else next((tmp_path / "data").rglob(victim.name))
+    aside = tmp_path / victim.name
+
+    def vanish(step):
+        if step == 0:
+            shutil.move(victim, aside)
+
+    with pytest.raises(DataError) as caught:
+        tiny_run.run(tmp_path / "run", at_step=vanish, **options)
+    assert victim.name in str(caught.value)
+    assert "step 7 of 10 is saved. Mend them, and the same command goes on" in str(caught.value)
+    shutil.move(aside, victim)
+    tiny_run.run(tmp_path / "run", **options)
+    want, got = (checkpoint.restore_params(tmp_path / name / "checkpoints")[0] for name in ("whole", "run"))
+    assert bits(got) == bits(want)
+    assert steps_logged(tmp_path / "run") == list(range(1, 11))
+
+
+class Compilations:
+    """How many programs were compiled or read from the cache."""
+
+    def __init__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self.add)
+
+    def add(self, name, *_, **__):
+        self.count += name == "/jax/core/compile/backend_compile_duration"
+
+
+def test_nothing_is_compiled_after_the_first_steps(tmp_path):
+    compilations, at = Compilations(), {}
+    options = {"checkpoint_every": 2, "evaluate_every": 3, "placement": one_device()}
+    tiny_run.run(tmp_path, at_step=lambda step: at.setdefault(step, compilations.count), **options)
+    assert at[6] > at[0], "the step, the evaluation and the checksums"
+    assert compilations.count == at[6]
+
+
+def resident():
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_thousands_of_steps(tmp_path):
+    at = {}
+    tiny_run.run(
+        tmp_path,
+        steps=5000,
+        batch=4,
+        checkpoint_every=1000,
+        placement=one_device(),
+        at_step=lambda step: at.setdefault(step, resident()) if step % 500 == 0 else None,
+    )
+    grown = at[4500] - at[1500]  # the allocator has settled, and a checkpoint has been written
+    assert grown < 8e6, {step: f"{size / 1e6:.1f} MB" for step, size in at.items()}  # 3000 steps: 2.7 kB each
+
+
+@pytest.mark.slow
+def test_a_soak_of_random_kills_ends_in_the_same_bits(tmp_path):
+    sys.path.append(str(ROOT / "experiments"))
+    from soak import Config, soak
+
+    tiny = str(ROOT / "tests" / "tiny_run.py")
+    cache = str(ROOT / ".cache" / "tiny")
+
+    def command(out):
+        return [sys.executable, tiny, str(out), "--cache", cache, "--steps", "40", "--pace", "0.1"]
+
+    result = soak(command, Config(out=tmp_path, minutes=1.0, longest=20.0))
+    assert len(result["ends"]) >= 3
+    assert result["steps"] == 40
+    assert not result["differences"]
