@@ -79,7 +79,7 @@ class Lowered(NamedTuple):
     transposes: int
     gathers: int
     custom_calls: dict[str, int]  # what the platform must bring, by target
-    size: int  # bytes of StableHLO
+    stablehlo_bytes: int
 
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
@@ -212,7 +212,7 @@ def _lower(f: Callable, arguments: tuple[PyTree, ...], platform: str) -> Lowered
         transposes=len(re.findall(r"stablehlo\.transpose", text)),
         gathers=len(re.findall(r"stablehlo\.\"?(?:dynamic_)?gather", text)),
         custom_calls=counted(r"stablehlo\.custom_call @(\w+)"),
-        size=len(exported.mlir_module_serialized),
+        stablehlo_bytes=len(exported.mlir_module_serialized),
     )
 
 

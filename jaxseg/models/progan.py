@@ -67,7 +67,7 @@ def double(x: Array) -> Array:
     return resize_nearest(x, (2 * x.shape[1], 2 * x.shape[2]))
 
 
-def one_hot(labels: Int[Array, "n"] | None, num_classes: int, n: int, what: str) -> Float[Array, "n k"]:
+def one_hot(labels: Int[Array, "n"] | None, num_classes: int, n: Any, what: str) -> Float[Array, "n k"]:
     """Class vectors; ValueError where labels are missing, or given to an unconditional model."""
     if num_classes and labels is None:
         raise ValueError(f"this {what} is conditional on {num_classes} classes: give labels, int [{n}]")
@@ -145,7 +145,7 @@ class ProGANGenerator(nn.Module):
         return latent_inputs(self.latent_features, self.num_classes, images.shape[0])
 
 
-def latent_inputs(features: int, num_classes: int, n: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
+def latent_inputs(features: int, num_classes: int, n: Any = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Shapes of latents, and of labels for a conditional generator."""
     latents = jax.ShapeDtypeStruct((n, features), jnp.float32)
     return (latents, jax.ShapeDtypeStruct((n,), jnp.int32)) if num_classes else (latents,)
