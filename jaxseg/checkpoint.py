@@ -94,11 +94,12 @@ def open_checkpoints(directory: pathlib.Path, *, keep: int = 3) -> ocp.Checkpoin
 def require_writable(folder: pathlib.Path) -> None:
     """Raises OSError, before a run has cost anything, where `folder` cannot be made or written to; writes nothing."""
     there = folder.absolute()
-    while not there.exists() and there != there.parent:
+    while not os.path.exists(there) and there != there.parent:  # nor seen, where one may not look
         there = there.parent
     if not there.is_dir():
         raise NotADirectoryError(f"{folder}: {there} is a file, not a folder; choose another output folder")
-    if not os.access(there, os.W_OK | os.X_OK):
+    effective = os.access in os.supports_effective_ids
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=effective):
         raise PermissionError(f"{folder}: {there} cannot be written to; mend that, or choose another output folder")
 
 

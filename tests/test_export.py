@@ -135,7 +135,7 @@ assert not [name for name in sys.modules if name.startswith(("jaxseg", "flax"))]
 
 
 def test_mask_rcnn_with_its_suppression_runs_without_jaxseg(tmp_path):
-    model, variables = filled("maskrcnn_resnet50_fpn")
+    _, variables = filled("maskrcnn_resnet50_fpn")
     here = pathlib.Path(__file__).parent
     paths = os.pathsep.join((str(here.parent), str(here)))
     environment = os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"}
