@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 __all__ = ["RunLog", "read_records"]
 
@@ -42,6 +41,8 @@ class RunLog:
         self.seconds = 0.0  # a step, smoothed
         if self.silent:
             return
+        from tensorboardX import SummaryWriter  # imports PyTorch, where that is installed
+
         out.mkdir(parents=True, exist_ok=True)
         path = out / "metrics.jsonl"
         kept = [r for r in read_records(path) if r["step"] <= start]

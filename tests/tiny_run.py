@@ -102,7 +102,8 @@ def main():
     jax.config.update("jax_num_cpu_devices", asked.devices)
     jax.config.update("jax_compilation_cache_dir", asked.cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    from jaxseg.cli.train import initialize_distributed, placement_of
+    from jaxseg.cli.arguments import placement_of
+    from jaxseg.cli.train import initialize_distributed
 
     if asked.distributed:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -2,9 +2,92 @@
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["main"]
+
+
+def _bench() -> Callable:
+    from jaxseg.cli.bench import bench_command
+
+    return bench_command
+
+
+def _check_data() -> Callable:
+    from jaxseg.cli.inspect import check_data_command
+
+    return check_data_command
+
+
+def _cluster() -> Callable:
+    from jaxseg.cli.cluster import cluster_command
+
+    return cluster_command
+
+
+def _compile() -> Callable:
+    from jaxseg.cli.compile import compile_command
+
+    return compile_command
+
+
+def _convert() -> Callable:
+    from jaxseg.cli.convert import convert_command
+
+    return convert_command
+
+
+def _evaluate() -> Callable:
+    from jaxseg.cli.evaluate import evaluate_command
+
+    return evaluate_command
+
+
+def _export() -> Callable:
+    from jaxseg.cli.export import export_command
+
+    return export_command
+
+
+def _models() -> Callable:
+    from jaxseg.cli.inspect import models_command
+
+    return models_command
+
+
+def _predict() -> Callable:
+    from jaxseg.cli.predict import predict_command
+
+    return predict_command
+
+
+def _stylize() -> Callable:
+    from jaxseg.cli.stylize import stylize_command
+
+    return stylize_command
+
+
+def _train() -> Callable:
+    from jaxseg.cli.train import train_command
+
+    return train_command
+
+
+# each is imported when it is asked for
+COMMANDS: dict[str, Callable[[], Callable]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "cluster": _cluster,
+    "bench": _bench,
+    "compile": _compile,
+    "convert": _convert,
+    "export": _export,
+    "stylize": _stylize,
+    "models": _models,
+    "check-data": _check_data,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -15,15 +98,6 @@ def main(arguments: list[str] | None = None) -> None:
     import jax
     import tyro
 
-    from jaxseg.cli.bench import bench_command
-    from jaxseg.cli.cluster import cluster_command
-    from jaxseg.cli.compile import compile_command
-    from jaxseg.cli.convert import convert_command
-    from jaxseg.cli.export import export_command
-    from jaxseg.cli.inspect import check_data_command, models_command
-    from jaxseg.cli.stylize import stylize_command
-    from jaxseg.cli.train import train_command
-    from jaxseg.cli.use import evaluate_command, predict_command
     from jaxseg.data import default_data_dir
     from jaxseg.fit import NonFiniteLoss
 
@@ -31,22 +105,16 @@ def main(arguments: list[str] | None = None) -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(default_data_dir() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    commands: dict[str, Any] = {
-        "train": train_command,
-        "evaluate": evaluate_command,
-        "predict": predict_command,
-        "cluster": cluster_command,
-        "bench": bench_command,
-        "compile": compile_command,
-        "convert": convert_command,
-        "export": export_command,
-        "stylize": stylize_command,
-        "models": models_command,
-        "check-data": check_data_command,
-    }
     try:
-        run: Any = tyro.extras.subcommand_cli_from_dict
-        code = run(commands, args=arguments, prog="jaxseg", description=__doc__)
+        words = sys.argv[1:] if arguments is None else arguments
+        code: Any
+        if words and words[0] in COMMANDS:  # only what it needs is imported
+            command: Any = COMMANDS[words[0]]()
+            code = tyro.cli(command, args=words[1:], prog=f"jaxseg {words[0]}", description=command.__doc__)
+        else:
+            run: Any = tyro.extras.subcommand_cli_from_dict
+            every = {name: load() for name, load in COMMANDS.items()}
+            code = run(every, args=words, prog="jaxseg", description=__doc__)
     except (ValueError, OSError, ImportError, NonFiniteLoss) as error:
         if os.environ.get("JAXSEG_TRACEBACK"):
             raise

@@ -4,18 +4,30 @@ import contextlib
 import difflib
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxseg import parallel
 from jaxseg.data import DataError, FolderSource, ShapesSource, check_data, folder, folder_splits, shapes
 from jaxseg.data.check import DataReport
 from jaxseg.models import MODELS
 
-__all__ = ["Size", "bar", "checked", "class_share", "describe", "evaluation_split", "nearest_model", "open_split"]
+__all__ = [
+    "Size",
+    "bar",
+    "checked",
+    "class_share",
+    "describe",
+    "evaluation_split",
+    "mesh_axes",
+    "nearest_model",
+    "open_split",
+    "placement_of",
+]
 
 
 def _size(words: list[str]) -> tuple[int, int]:
@@ -91,3 +103,23 @@ def describe(report: DataReport) -> str:
 def class_share(report: DataReport) -> np.ndarray:
     """Each class's share of the labelled pixels."""
     return report.class_pixels / max(int(report.class_pixels.sum()), 1)
+
+
+def placement_of(kind: str, shard: str) -> parallel.Placement:
+    """The placement that `--parallel` and `--shard` ask for."""
+    if kind == "pmap":
+        if shard:
+            raise ValueError("--shard belongs to --parallel jit; pmap is data-parallel over all devices")
+        return parallel.over_pmap()
+    return parallel.over_mesh(parallel.make_mesh(**mesh_axes(shard)))
+
+
+def mesh_axes(shard: str) -> dict[str, Any]:
+    """Axes and sizes of `data=4,fsdp=2`."""
+    axes: dict[str, Any] = {}
+    for part in filter(None, shard.split(",")):
+        name, _, size = part.partition("=")
+        if name not in ("data", "fsdp", "spatial") or not size.isdecimal():
+            raise ValueError(f"--shard is made of data=N, fsdp=N and spatial=N, got {part!r}; e.g. data=4,fsdp=2")
+        axes[name] = int(size)
+    return axes

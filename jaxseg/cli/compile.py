@@ -19,8 +19,7 @@ from rich.table import Table
 
 from jaxseg import aot, parallel
 from jaxseg.bench.tables import markdown
-from jaxseg.cli.arguments import Size, nearest_model
-from jaxseg.cli.train import mesh_axes
+from jaxseg.cli.arguments import Size, mesh_axes, nearest_model
 from jaxseg.models import MODELS
 from jaxseg.programs import is_trained_alone, sized_model
 

@@ -14,9 +14,17 @@ import numpy as np
 import tyro
 from jaxtyping import Array, PyTree
 
-from jaxseg import losses, parallel
+from jaxseg import losses
 from jaxseg.checkpoint import require_writable
-from jaxseg.cli.arguments import Size, checked, describe, evaluation_split, nearest_model, open_split
+from jaxseg.cli.arguments import (
+    Size,
+    checked,
+    describe,
+    evaluation_split,
+    nearest_model,
+    open_split,
+    placement_of,
+)
 from jaxseg.data import (
     color_jitter,
     elastic,
@@ -38,8 +46,6 @@ __all__ = [
     "Train",
     "backbone_of",
     "loss_of",
-    "mesh_axes",
-    "placement_of",
     "train_command",
 ]
 
@@ -101,26 +107,6 @@ class Train:
     """A label of the folder's masks to ignore, beside 255."""
     validation_fraction: float = 0.1
     """Share of a folder without splits that is kept for evaluation."""
-
-
-def placement_of(kind: str, shard: str) -> parallel.Placement:
-    """The placement that `--parallel` and `--shard` ask for."""
-    if kind == "pmap":
-        if shard:
-            raise ValueError("--shard belongs to --parallel jit; pmap is data-parallel over all devices")
-        return parallel.over_pmap()
-    return parallel.over_mesh(parallel.make_mesh(**mesh_axes(shard)))
-
-
-def mesh_axes(shard: str) -> dict[str, Any]:
-    """Axes and sizes of `data=4,fsdp=2`."""
-    axes: dict[str, Any] = {}
-    for part in filter(None, shard.split(",")):
-        name, _, size = part.partition("=")
-        if name not in ("data", "fsdp", "spatial") or not size.isdecimal():
-            raise ValueError(f"--shard is made of data=N, fsdp=N and spatial=N, got {part!r}; e.g. data=4,fsdp=2")
-        axes[name] = int(size)
-    return axes
 
 
 def initialize_distributed(words: str) -> None:

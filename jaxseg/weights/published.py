@@ -203,8 +203,11 @@ def from_published(
     fit = _fit(state, model, shapes, where)
     publisher, names, entries = fit.publisher.name, fit.names, fit.entries
     _demand_fields(publisher, model)
-    head = _head(model, shapes)
-    if not head:
+    fits = names.keys() <= entries.keys() and all(
+        _to_flax(fit.publisher, np.asarray(entries[name])).shape == shapes[place].shape for name, place in names.items()
+    )
+    head = set() if fits else _head(model, shapes)  # which traces the model again
+    if not hasattr(model, "num_classes"):
         entries = {name: a for name, a in entries.items() if name in names or not name.startswith(CLASSIFIERS)}
     flat = {p: jnp.zeros(s.shape, s.dtype) for p, s in shapes.items() if p in head}
     if variables is not None:
