@@ -158,12 +158,13 @@ def program_cost(traced: Any, lowered: Any, compiled: Any, devices: int) -> Cost
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     outputs = max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    whole = (lowered.cost_analysis() or {}).get("flops", math.nan)
+    # before partitioning, for the compiled program counts padding to its tiles; a TPU that is not here says only that
+    whole = (lowered.cost_analysis() or {}).get("flops", cost.get("flops", math.nan) * devices)
     return Cost(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         peak=held + outputs,
-        flops=whole / devices,  # the compiled program counts padding to its tiles
+        flops=whole / devices,
         bytes=cost.get("bytes accessed", math.nan),
         matmul_share=min(matmul_flops(traced.jaxpr.jaxpr) / whole, 1.0) if whole else math.nan,
         collectives=_collectives(compiled.as_text()),

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,15 @@ def test_the_roofline_is_the_slower_of_arithmetic_and_memory():
     cost = aot.Cost(0, 0, 0, flops=197e12, bytes=819e9 / 2, matmul_share=1.0, collectives={})
     assert cost.roofline(aot.CHIPS["v5e"]) == 1.0
     assert cost._replace(bytes=2 * 819e9).roofline(aot.CHIPS["v5e"]) == 2.0
+
+
+def test_flops_are_those_of_the_compiled_program_where_there_are_no_others():
+    traced = jax.jit(jnp.dot).trace(*(jax.ShapeDtypeStruct((64, 64), jnp.float32),) * 2)
+    compiled = traced.lower().compile()
+    silent = types.SimpleNamespace(cost_analysis=lambda: None)  # as a TPU that is not here
+    cost = aot.program_cost(traced, silent, compiled, 1)
+    assert cost.flops == pytest.approx(2 * 64**3, rel=0.05)
+    assert cost.matmul_share == pytest.approx(1.0, rel=0.05)
 
 
 def test_a_sharded_step_compiles_ahead_of_time():
