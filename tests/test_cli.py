@@ -275,11 +275,20 @@ def test_check_data_tells_what_a_sound_folder_holds(photos, capsys):
 
 
 def test_models_lists_the_zoo(capsys):
-    assert jaxseg_command("models", "--size", "572x572") == 0
+    assert jaxseg_command("models") == 0
     said = capsys.readouterr().out
     for name in jaxseg.MODELS:
         assert name in said
     assert "Ronneberger" in said
+
+
+def test_models_says_what_those_named_cost(capsys):
+    assert jaxseg_command("models", "unet_valid", "unet_small", "--size", "600x600") == 0
+    rows = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if "unet_" in line}
+    assert set(rows) == {"unet_valid", "unet_small"}
+    assert "(572x572)" in rows["unet_valid"]
+    assert jaxseg_command("models", "unet_smal") != 0
+    assert "unet_small" in capsys.readouterr().err
 
 
 def test_every_device_is_used(capsys, run):

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxseg.cli.arguments import Size, checked, class_share, describe, open_split
+from jaxseg.cli.arguments import Size, checked, class_share, describe, nearest_model, open_split
 from jaxseg.data import DataError, folder_splits
 from jaxseg.models import MODELS, create_model, model_source, scores_classes
 
@@ -21,8 +21,10 @@ __all__ = ["CheckData", "Models", "check_data_command", "models_command"]
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """List the zoo: parameters, FLOPs of a forward pass, source."""
+    """List the zoo: parameters and source; of models named, FLOPs of a forward pass too."""
 
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Only these, with their FLOPs."""
     size: Size = (512, 512)
     """Height x width of the image that the FLOPs are for."""
     classes: int = 21
@@ -41,8 +43,8 @@ class CheckData:
     """Share of a folder without splits that is kept for evaluation."""
 
 
-def _cost(model: nn.Module, size: tuple[int, int]) -> tuple[int, float, tuple[int, int]]:
-    """Parameters, FLOPs of one image, and its size: `size`, or where the model refuses it one that it takes."""
+def _cost(model: nn.Module, size: tuple[int, int], flops: bool) -> tuple[int, str]:
+    """Parameters, and GFLOPs of one image of `size`, or where the model refuses it one that it takes."""
     key = jax.random.key(0)
     for shape in (size, (512, 512), (572, 572)):  # the last is that of U-Net's valid form
         images = jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32)
@@ -52,24 +54,34 @@ def _cost(model: nn.Module, size: tuple[int, int]) -> tuple[int, float, tuple[in
         except ValueError:
             continue
         count = sum(x.size for x in jax.tree.leaves(variables["params"]))
-        shape = (model.resolution, model.resolution) if hasattr(model, "resolution") else shape
+        if not flops:
+            return count, ""
+        height, width = (model.resolution, model.resolution) if hasattr(model, "resolution") else shape
         lowered = jax.jit(functools.partial(model.apply, train=False)).lower(variables, *inputs)
-        return count, (lowered.cost_analysis() or {}).get("flops", float("nan")), shape
+        said = f"{(lowered.cost_analysis() or {}).get('flops', float('nan')) / 1e9:,.1f}"
+        return count, said if (height, width) == size else f"{said} ({height}x{width})"
     raise ValueError(f"{type(model).__name__} takes neither {size} nor 512x512 nor 572x572; choose another --size")
 
 
 def models_command(config: Annotated[Models, tyro.conf.arg(name="")]) -> int:
-    """List the zoo with parameter counts, FLOPs and sources."""
+    """List the zoo, or the models named with what a forward pass costs.
+
+    Raises:
+      ValueError: a name that is no model's, with the nearest.
+    """
+    for name in config.names:
+        if name not in MODELS:
+            raise ValueError(f'no model "{name}"; did you mean "{nearest_model(name)}"? `jaxseg models` lists all')
     table = Table(title=f"jaxseg models, {config.classes} classes")
     table.add_column("model", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("GFLOPs at " + "x".join(map(str, config.size)), justify="right")
+    if config.names:
+        table.add_column("GFLOPs at " + "x".join(map(str, config.size)), justify="right")
     table.add_column("source", overflow="fold")
-    for name in MODELS:
+    for name in config.names or MODELS:
         model = create_model(name, config.classes if scores_classes(name) else None)
-        count, flops, (height, width) = _cost(model, config.size)
-        at = "" if (height, width) == config.size else f" ({height}x{width})"
-        table.add_row(name, f"{count:,}", f"{flops / 1e9:,.1f}{at}", model_source(name))
+        count, flops = _cost(model, config.size, bool(config.names))
+        table.add_row(name, f"{count:,}", *([flops] if config.names else []), model_source(name))
     Console(width=None if Console().is_terminal else 160).print(table)
     return 0
 
