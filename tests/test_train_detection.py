@@ -156,6 +156,7 @@ def start():
     return state.replace(params=params, model_state={"batch_stats": variables["batch_stats"]})
 
 
+@pytest.mark.slow
 def test_two_runs_from_one_seed_are_equal_to_the_last_bit():
     _, _, update, _ = trainer()
 

@@ -72,7 +72,7 @@ def test_weights_stand_for_repeated_points():
     assert float(weighted.inertia) == pytest.approx(float(repeated.inertia), rel=1e-5)
 
 
-@pytest.mark.parametrize("init", ["k-means++", "k-means||"])
+@pytest.mark.parametrize("init", ["k-means++", pytest.param("k-means||", marks=pytest.mark.slow)])
 def test_labels_are_the_same_on_one_and_eight_devices(init):
     x = blobs(6000, 12, seed=5, spread=0.3)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

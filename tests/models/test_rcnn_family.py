@@ -156,7 +156,7 @@ def scenes(n=2):
     "name",
     [
         "rcnn_vgg16",
-        "maskrcnn_resnet50_c4",
+        pytest.param("maskrcnn_resnet50_c4", marks=pytest.mark.slow),
         pytest.param("fastrcnn_vgg16", marks=pytest.mark.slow),
         pytest.param("fasterrcnn_vgg16", marks=pytest.mark.slow),
     ],
