@@ -162,7 +162,8 @@ def test_memory_is_flat_over_thousands_of_steps(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_soak_of_random_kills_ends_in_the_same_bits(tmp_path):
+def test_a_soak_of_random_kills_ends_in_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     sys.path.append(str(ROOT / "experiments"))
     from soak import Config, soak
 

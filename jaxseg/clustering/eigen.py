@@ -211,4 +211,8 @@ def smallest_eigenpairs(
         noise = _cycle(levels, noise * jnp.sqrt(affinity.degree))
         y = jnp.concatenate([_prolong(y, affinity.degree.shape)[:k], noise])
     pairs = _lobpcg(levels, _image_cycle, y, k, jnp.float32(tolerance), LEAST_ITERATIONS, max_iterations)
+    # signs are free: those of the products with a random image, so that rounding does not choose
+    against = jax.random.normal(jax.random.fold_in(key, 1), affinity.degree.shape)
+    sign = jnp.where(jnp.sum(pairs.vectors * against, axis=(1, 2)) < 0, -1.0, 1.0)
+    pairs = pairs._replace(vectors=pairs.vectors * sign[:, None, None])
     return Eigenpairs(pairs.values[:k], pairs.vectors[:k], pairs.residuals[:k], pairs.num_iterations)

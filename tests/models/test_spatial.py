@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.named import image
-from test_zoo import DISTINCT, narrow
+from test_zoo import narrow
 
 import jaxseg
 from jaxseg import parallel
@@ -52,9 +52,7 @@ def run_on(name, spatial, dtype=jnp.float32):
     return run(placement.put_state(variables), placement.put_batch({"image": images})["image"])
 
 
-@pytest.mark.parametrize(
-    "name", [*PLAIN, *(pytest.param(n, marks=pytest.mark.slow) for n in DISTINCT if n not in (*PLAIN, "unet_valid"))]
-)
+@pytest.mark.parametrize("name", [*PLAIN, *(pytest.param(n, marks=pytest.mark.slow) for n in KINDS if n not in PLAIN)])
 def test_eight_shares_of_an_image_are_the_image(name):
     """Logits to 1e-4; gradients, as the zoo's against PyTorch's, to 1e-3 of the layer's largest."""
     one, eight = run_on(name, 1), run_on(name, 8)
