@@ -35,11 +35,11 @@ class Faces:
     """Of the last stage, and of the networks."""
     start: int = 4
     """Of the first stage."""
-    fade_kimg: float = 6.0
+    fade_kimg: float = 10.0
     """Thousands of images over which a resolution fades in; published 600."""
-    train_kimg: float = 10.0
+    train_kimg: float = 40.0
     """Thousands of images after it; published 600."""
-    total_kimg: float | None = None
+    total_kimg: float | None = 240.0
     """Thousands of images in all, for the last stage to go on to."""
     batch: int = 32
     """Images a step, at all resolutions; 0 for the published ones (512 at 4x4 ... 32 from 64x64)."""
@@ -49,7 +49,7 @@ class Faces:
     """Most channels; published 512."""
     learning_rate: float = 0.002
     """Below 128x128; published 0.001."""
-    ema_half_life: float = 1000.0
+    ema_half_life: float = 2000.0
     """Images after which the averaged generator has half forgotten: short, for a short run; published 10000."""
     conditional: bool = False
     """Generate a class that one asks for."""

@@ -2,7 +2,8 @@
 
     python experiments/style_transfer.py --content DIR --style DIR --encoder vgg16_imagenet_conv.npz --out runs/style
     python experiments/style_transfer.py --content DIR --style DIR --encoder vgg_normalised.pth --vgg vgg19 \
-        --size 512 --crop 256 --steps 160000 --batch 8 --learning-rate 1e-4 --decay 5e-5 --out runs/style256 # published
+        --size 512 --crop 256 --steps 160000 --batch 8 --learning-rate 1e-4 --decay 5e-5 --warm-up 0 \
+        --out runs/style256 # published
 
 The first sees 128 px, a few hundred steps on 2 CPU cores: its rate starts at ten times the published one and falls to a
 quarter of that. A run leaves `grid.png`, content x style x alpha, and is what `jaxseg stylize photo.jpg painting.jpg
@@ -50,6 +51,8 @@ class Config:
     """Adam's at the start; published 1e-4."""
     decay: float = 5e-3
     """The rate is divided by 1 + decay * step; published 5e-5."""
+    warm_up: int = 100
+    """Steps over which the rate rises to that; published 0."""
     weighting: Literal["port", "official"] = "port"
     """Of the style loss."""
     held_out: int = 16
@@ -101,7 +104,7 @@ def main(config: Config) -> None:
 
     fns = style_transfer(
         model,
-        optimizer=adam_hyperbolic(config.learning_rate, config.decay),
+        optimizer=adam_hyperbolic(config.learning_rate, config.decay, config.warm_up),
         pretrained=pretrained,
         crop=config.crop,
         weights={"port": PORT_WEIGHTS, "official": OFFICIAL_WEIGHTS}[config.weighting],
@@ -117,7 +120,10 @@ def main(config: Config) -> None:
     described = {
         "model": "adain_transfer",
         "encoder": config.vgg,
-        **{k: getattr(config, k) for k in ("size", "crop", "learning_rate", "decay", "weighting", "held_out")},
+        **{
+            k: getattr(config, k)
+            for k in ("size", "crop", "learning_rate", "decay", "warm_up", "weighting", "held_out")
+        },
     }
     result = fit(fns, feed, evaluation, run, config=described)
     if not result.stopped:

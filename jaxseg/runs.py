@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxseg import checkpoint
 from jaxseg.models import create_model
 
 __all__ = [
@@ -63,6 +62,8 @@ def load_run(run: str | os.PathLike) -> LoadedRun:
 
 def load_variables(run: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:
     """The variables of a run's newest checkpoint, and the config that was saved with them."""
+    from jaxseg import checkpoint  # Orbax takes a third of a second to import
+
     state, meta = checkpoint.restore_params(pathlib.Path(run) / "checkpoints")
     params = state.get("ema_params") or state["params"]
     return {"params": params, **state.get("model_state", {})}, meta["config"]

@@ -18,9 +18,13 @@ __all__ = ["adam_hyperbolic", "style_transfer"]
 STYLE_FEATURES = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
 
 
-def adam_hyperbolic(peak: float = 1e-4, decay: float = 5e-5) -> optax.GradientTransformation:
-    """Adam at peak / (1 + decay step), both implementations' rate."""
-    return optax.adam(lambda step: peak / (1 + decay * step))
+def adam_hyperbolic(peak: float = 1e-4, decay: float = 5e-5, warm_up: int = 0) -> optax.GradientTransformation:
+    """Adam at peak / (1 + decay step), both implementations' rate.
+
+    Over the first `warm_up` steps the rate rises from zero: Adam's first steps are as large as the rate allows
+    whatever the gradient, and at ten times the published one they throw a fresh decoder far off.
+    """
+    return optax.adam(lambda step: jnp.minimum((step + 1) / (warm_up + 1), 1) * peak / (1 + decay * step))
 
 
 def _crops(key: jax.Array, images: Array, size: int) -> Float[Array, "n size size 3"]:

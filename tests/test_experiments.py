@@ -154,7 +154,7 @@ def test_faces_grow_with_labels_and_without(tmp_path):
     classes = ("a", "b")
     write_pictures(tmp_path / "faces", [f"{c}/{j}.png" for c in classes for j in range(36)], (16, 16), 0)
     shape = {"data": tmp_path / "faces", "base_features": 32, "max_features": 4, "latent_features": 6}
-    shape |= {"fade_kimg": 0.016, "train_kimg": 0.016, "batch": 16, "samples": 64, "resolution": 8}
+    shape |= {"fade_kimg": 0.016, "train_kimg": 0.016, "batch": 16, "samples": 64, "resolution": 8, "total_kimg": None}
     stylegan, progan = load("stylegan_faces"), load("progan_faces")
     results = stylegan.main(stylegan.Config(out=tmp_path / "stylegan", w_features=5, conditional=True, **shape))
     assert set(results) == {"8", "conditioning"}

@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -78,3 +80,10 @@ def test_imports_run_one_way(path):
 def test_a_backward_import_is_seen():
     source = "from jaxseg import train\nimport jaxseg.models.unet\nimport numpy"
     assert list(imported_rooms(source)) == ["train", "models"]
+
+
+def test_a_prediction_waits_for_no_import_that_it_has_no_use_for():
+    slow = ("grain", "orbax.checkpoint", "tensorflow_datasets", "scipy.ndimage", "optax", "matplotlib", "pycocotools")
+    program = f"import jaxseg.cli.predict, sys; print([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -5,9 +5,9 @@ processes, devices and threads; so a run resumes at any step, on any topology, w
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
-import grain
 import numpy as np
 
 from jaxseg.data.canvas import MEAN_COLOUR, fit_geometry, fit_image, fit_map
@@ -17,6 +17,15 @@ __all__ = ["batch_names", "eval_batches", "train_batches"]
 
 _FOREVER = 2**40  # examples; a run that lasts longer has other worries
 _FILL = {"label": IGNORE}  # in padding; other maps (instances, weight) are zero there
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """An iterator over batches whose threads end with `close`."""
+
+    def __iter__(self) -> Iterator[Example]: ...
+    def __next__(self) -> Example: ...
+    def close(self) -> None: ...
 
 
 def batch_names(source: Source, seed: int, step: int, batch_size: int) -> list[str]:
@@ -37,7 +46,7 @@ def train_batches(
     threads: int = 2,
     buffer: int | None = None,
     cache_bytes: int = 512 * 2**20,
-) -> grain.DatasetIterator[Example]:
+) -> Batches:
     """Endless batches for steps `start_step`, `start_step + 1`, ... of this process.
 
     A batch holds "image" uint8 `[B, H, W, 3]`, "label" int32 `[B, H, W]`, "index" int32 `[B]` (position in
@@ -69,7 +78,7 @@ def eval_batches(
     threads: int = 2,
     buffer: int | None = None,
     cache_bytes: int = 0,
-) -> grain.DatasetIterator[Example]:
+) -> Batches:
     """Every example once over all processes, in the source's order, the same number of batches in each.
 
     As `train_batches`, but "label" is `[B, *label_size]` if that is given, for scores at a resolution that
@@ -95,8 +104,10 @@ def eval_batches(
     return _batches(load, 0, steps * local, local, threads, buffer)
 
 
-def _order(n: int, seed: int) -> grain.MapDataset:
+def _order(n: int, seed: int) -> Any:
     """Endless: element i is the source position of the i-th example of a run; a new shuffle each epoch."""
+    import grain  # which imports Orbax: half a second that a prediction has no use for
+
     # .seed() hashes; shuffle(seed=s) would make epoch 1 of seed 0 the same as epoch 0 of seed 1
     return grain.MapDataset.range(n).seed(seed).shuffle().repeat()
 
@@ -157,7 +168,9 @@ class _Fitted:
 
 def _batches(
     load: Callable[[int], Example], start: int, stop: int, batch: int, threads: int, buffer: int | None
-) -> grain.DatasetIterator[Example]:
+) -> Batches:
+    import grain
+
     ahead = 0 if threads == 0 else max(threads, 2 * batch if buffer is None else buffer)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     examples = grain.MapDataset.range(start, stop).map(load).to_iter_dataset(options)

@@ -8,77 +8,20 @@ import pathlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxseg.data.shapes import CLASS_NAMES, PALETTE, draw
+from jaxseg.data.shapes import CLASS_NAMES, PALETTE
 from jaxseg.data.source import DataError, Example
 
-__all__ = ["Shapes", "ShapesSource", "default_data_dir", "prepare_shapes", "shapes"]
+__all__ = ["ShapesSource", "default_data_dir", "prepare_shapes", "shapes"]
 
-_SIZE = (128, 128)
+_VERSION = "1.0.0"
 _SPLITS = {"train": (0, 1000), "validation": (1, 200)}  # seed of the world, number of pictures
 _STALE_SECONDS = 3600  # a preparation takes seconds: what is older was killed
-
-
-class Shapes(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder "shapes": image, label, instances (PNG), class_vector; 1,000 train and 200 validation."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "128x128, six shapes."}  # noqa: RUF012 (TFDS declares it so)
-    progress: Callable[[int, int], None] | None = None
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            description="Textured shapes on textured backgrounds, with occlusion; generated, no download.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(*_SIZE, 3), encoding_format="png"),
-                    "label": tfds.features.Image(shape=(*_SIZE, 1), encoding_format="png"),
-                    "instances": tfds.features.Image(shape=(*_SIZE, 1), encoding_format="png"),
-                    "class_vector": tfds.features.Tensor(shape=(len(CLASS_NAMES),), dtype=np.float32),
-                }
-            ),
-            disable_shuffling=True,  # example i of a split is draw(seed, i)
-        )
-
-    def _log_download_bytes(self) -> None:
-        """Silence: TFDS would announce a download of unknown size."""
-
-    def _log_download_done(self) -> None:
-        """Silence."""
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        return {split: self._generate_examples(split) for split in _SPLITS}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        seed, count = _SPLITS[split]
-        done = sum(n for s, n in _SPLITS.values() if s < seed)
-        total = sum(n for _, n in _SPLITS.values())
-        for index in range(count):
-            scene = draw(seed, index, _SIZE)
-            yield (
-                index,
-                {
-                    "image": _png(scene.image),
-                    "label": _png(scene.label.astype(np.uint8)),
-                    "instances": _png(scene.instances.astype(np.uint8)),
-                    "class_vector": scene.class_vector,
-                },
-            )
-            if self.progress is not None:
-                self.progress(done + index + 1, total)
-
-
-def _png(pixels: np.ndarray) -> io.BytesIO:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
-    stream.seek(0)
-    return stream
 
 
 def _pixels(png: bytes) -> np.ndarray:
@@ -102,17 +45,18 @@ def prepare_shapes(
     be taken for the data set, and of two at once the first wins. Calls `progress(done, total)` by picture.
     """
     data_dir = default_data_dir() if data_dir is None else pathlib.Path(data_dir)
-    home = data_dir / "shapes" / str(Shapes.VERSION)
+    home = data_dir / "shapes" / _VERSION
     if home.is_dir():
         return home
     data_dir.mkdir(parents=True, exist_ok=True)
     for old in data_dir.glob(".preparing-*"):
         if time.time() - old.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(old, ignore_errors=True)
+    from jaxseg.data.shapes_builder import Shapes  # TFDS takes half a second to import
+
     with tempfile.TemporaryDirectory(prefix=".preparing-", dir=data_dir) as scratch:
         builder = Shapes(data_dir=scratch, file_format="array_record")
         builder.progress = progress
-        tfds.disable_progress_bar()
         builder.download_and_prepare()
         home.parent.mkdir(exist_ok=True)
         try:
@@ -139,6 +83,8 @@ class ShapesSource:
 
     @functools.cached_property
     def _records(self) -> Any:
+        import tensorflow_datasets as tfds
+
         builder = tfds.builder_from_directory(os.fspath(self.home))
         # TFDS's own decoder warns where OpenCV is missing
         undecoded = {key: tfds.decode.SkipDecoding() for key in ("image", "label", "instances")}

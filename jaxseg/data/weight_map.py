@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Float32, Int
-from scipy import ndimage  # jax itself requires scipy
 
 from jaxseg.data.source import IGNORE, Example, Source
 
@@ -20,6 +19,8 @@ def border_weights(
     instances (ids above 0) w = 1. The paper's class weight w_c is left to the loss. Where d2 exceeds 6 sigma
     the second term is below float32 rounding of 1 and taken as 0.
     """
+    from scipy import ndimage  # which jax itself requires; slow to import
+
     reach = int(np.ceil(6 * sigma)) + 1
     first = np.full(instances.shape, np.inf)
     second = np.full(instances.shape, np.inf)
@@ -36,6 +37,8 @@ def border_weights(
 
 def label_instances(label: Int[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
     """Instance ids from semantic labels: 8-connected regions of each class but 0 and 255."""
+    from scipy import ndimage
+
     instances = np.zeros(label.shape, np.int32)
     for c in np.unique(label):
         if c not in (0, IGNORE):

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.ndimage import distance_transform_edt
 
 __all__ = ["BoundaryF", "BoundaryFSums", "boundary_f_scores", "boundary_f_sums"]
 
@@ -43,6 +42,8 @@ def _contour(inside: Bool[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"]) ->
 
 def _share_near(contour: Bool[np.ndarray, "h w"], other: Bool[np.ndarray, "h w"], reach: float) -> float:
     """The share of the pixels of `contour` that are within `reach` of one of `other`."""
+    from scipy.ndimage import distance_transform_edt  # slow to import
+
     if not contour.any() or not other.any():
         return 0.0
     return float((distance_transform_edt(~other)[contour] <= reach).mean())

@@ -16,10 +16,10 @@ DEFLATE_RATIO = 1032  # no stream of deflate expands further
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
-    from safetensors.flax import load_file  # the NumPy loader knows no bfloat16
+    from safetensors.numpy import load_file
 
     try:
-        return {name: np.asarray(array) for name, array in load_file(path).items()}
+        return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is no whole .safetensors file: {error}") from error
 

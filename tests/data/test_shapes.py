@@ -14,7 +14,8 @@ import pytest
 
 from jaxseg.data import DataError, check_data, prepare_shapes, shapes, train_batches
 from jaxseg.data.shapes import CLASS_NAMES, draw
-from jaxseg.data.shapes_tfds import Shapes, default_data_dir
+from jaxseg.data.shapes_builder import Shapes
+from jaxseg.data.shapes_tfds import default_data_dir
 
 # prepares 6 + 3 pictures, as the fixture does; `before` runs first
 PREPARE = """
