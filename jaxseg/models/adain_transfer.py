@@ -41,7 +41,8 @@ class Decoder(nn.Module):
     """The encoder's mirror: nearest-neighbour upsampling for pooling, no norm, no activation at the end.
 
     `conv4_1` undoes the encoder's `conv4_1`, from 512 to 256 channels, and so on to `conv1_1`, which gives RGB. Kernels
-    start as in He et al. 2015; from PyTorch's default, as published, signals fade layer by layer at first.
+    start as in He et al. 2015, where PyTorch's default, as published, lets signals fade layer by layer; the last starts
+    small about mid grey, since colours far outside [0, 1] are pulled back so hard that rectifiers die of it.
     """
 
     depths: tuple[int, ...]
@@ -55,16 +56,18 @@ class Decoder(nn.Module):
             for i in range(self.depths[stage - 1], 0, -1):
                 features = narrower[stage] if i > 1 else narrower[stage - 1]
                 doubles = i == self.depths[stage - 1] and stage < len(self.depths)
+                last = (stage, i) == (1, 1)
                 x = nn.Conv(
                     features,
                     (3, 3),
                     padding="SAME" if doubles else "REFLECT",
                     conv_general_dilated=_after_doubling if doubles else None,
-                    kernel_init=nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
-                    dtype=jnp.float32 if (stage, i) == (1, 1) else self.dtype,
+                    kernel_init=nn.initializers.variance_scaling(0.01 if last else 2.0, "fan_in", "normal"),
+                    bias_init=nn.initializers.constant(0.5 if last else 0.0),
+                    dtype=jnp.float32 if last else self.dtype,
                     name=f"conv{stage}_{i}",
                 )(x)
-                x = x if (stage, i) == (1, 1) else nn.relu(x)
+                x = x if last else nn.relu(x)
         return x
 
 
