@@ -189,7 +189,7 @@ def train_faces(
         (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
     described = {"model": f"{generator_kind}_generator", **shape, "fields": fields, "classes": list(source.class_names)}
-    described |= {"penalty_every": loss.penalty_every, "ema_half_life": loss.ema_half_life}
+    described |= {"penalty": loss.penalty, "penalty_every": loss.penalty_every, "ema_half_life": loss.ema_half_life}
     run = Run(0, out=config.out, seed=config.seed, checkpoint_every=config.checkpoint_every)
     grow(stages, fns_of, source_of, run, config=described, after=after)
     return results

@@ -33,15 +33,17 @@ class Config(Faces):
     """Of w and of the mapping network; published 512."""
     latent_features: int = 128
     """Of z; published 512."""
+    gamma: float | None = None
+    """R1's weight at the last resolution; by default the published run's there, whose 10 is that of 1024x1024."""
     penalty_every: int = 4
     """Steps between R1 penalties; published 1."""
 
 
 def main(config: Config) -> dict:
     row = CONFIGURATIONS[config.configuration]
-    loss = (
-        PROGAN_LOSS if row.loss == "wgan-gp" else dataclasses.replace(STYLEGAN_LOSS, penalty_every=config.penalty_every)
-    )
+    gamma = 10 * (config.resolution / 1024) ** 2 if config.gamma is None else config.gamma
+    r1 = dataclasses.replace(STYLEGAN_LOSS, penalty=gamma, penalty_every=config.penalty_every)
+    loss = PROGAN_LOSS if row.loss == "wgan-gp" else r1
     fields = {**getattr(row.generator, "keywords", {}), "latent_features": config.latent_features}
     if config.configuration in "AB":
         return train_faces(config, "progan", "progan" if config.configuration == "A" else "stylegan", loss, **fields)
