@@ -13,7 +13,7 @@ import numpy as np
 from face_classifier import train_classifier
 from PIL import Image
 
-from jaxseg.data import PictureSource, pictures
+from jaxseg.data import DataError, PictureSource, pictures
 from jaxseg.fit import Run
 from jaxseg.grow import BATCHES, Stage, adam, grow, load_generator, schedule
 from jaxseg.metrics.swd import sliced_wasserstein
@@ -33,7 +33,7 @@ class Faces:
     """Steps between checkpoints."""
     resolution: int = 16
     """Of the last stage, and of the networks."""
-    start: int = 4
+    start: int | None = 4
     """Of the first stage."""
     fade_kimg: float = 10.0
     """Thousands of images over which a resolution fades in; published 600."""
@@ -143,7 +143,7 @@ def train_faces(
     generator = create_model(f"{generator_kind}_generator", **shape, **fields)
     discriminator = create_model(f"{discriminator_kind}_discriminator", **shape)
     stages = schedule(
-        config.start,
+        config.start or 4,
         config.resolution,
         fade_kimg=config.fade_kimg,
         train_kimg=config.train_kimg,
@@ -153,6 +153,8 @@ def train_faces(
         base_rate=config.learning_rate,
     )
     count = min(config.samples, len(source)) // 64 * 64
+    if not count:
+        raise DataError(f"{config.data}: {len(source)} pictures; the distances need 64 of them, and --samples 64")
     true = reals(source, count, seed=1)
     results: dict[str, Any] = {}
 

@@ -83,6 +83,8 @@ def save_grid(path: pathlib.Path, model: AdaINTransfer, variables, contents, sty
 
 
 def main(config: Config) -> None:
+    if config.held_out % config.run.batch:  # a batch filled up would count what fills it
+        raise SystemExit(f"--held-out is a multiple of the batch {config.run.batch}, got {config.held_out}")
     photographs, paintings = pictures(config.content, config.size), pictures(config.style, config.size)
     n = config.held_out
 

@@ -25,8 +25,8 @@ from jaxseg.train_adversarial import PROGAN_LOSS, STYLEGAN_LOSS
 
 @dataclasses.dataclass(frozen=True)
 class Config(Faces):
-    start: int = 8
-    """Of the first stage."""
+    start: int | None = None
+    """Of the first stage; by default the configuration's."""
     configuration: Literal["A", "B", "C", "D", "E", "F"] = "F"
     """The row of the paper's Table 1: from ProGAN, A, which starts at 4, to StyleGAN, F."""
     w_features: int = 128
@@ -41,6 +41,7 @@ class Config(Faces):
 
 def main(config: Config) -> dict:
     row = CONFIGURATIONS[config.configuration]
+    config = dataclasses.replace(config, start=row.start if config.start is None else config.start)
     gamma = 10 * (config.resolution / 1024) ** 2 if config.gamma is None else config.gamma
     r1 = dataclasses.replace(STYLEGAN_LOSS, penalty=gamma, penalty_every=config.penalty_every)
     loss = PROGAN_LOSS if row.loss == "wgan-gp" else r1

@@ -35,11 +35,15 @@ def linear_direction(
     from sklearn.svm import LinearSVC
 
     latents, scores = np.asarray(latents, np.float64), np.asarray(scores, np.float64)
+    if not 0 < share <= 0.5:
+        raise ValueError(f"share is that of either end, above 0 and at most 0.5, got {share}")
     count = int(len(latents) * share)
     if latents.ndim != 2 or scores.shape != (len(latents),):
         raise ValueError(f"linear_direction takes latents (n, d) and scores (n,), got {latents.shape}, {scores.shape}")
     if count < 10:
         raise ValueError(f"{share:.1%} of {len(latents)} latents is {count} at either end; draw more, or raise `share`")
+    if not (np.isfinite(latents).all() and np.isfinite(scores).all()):
+        raise ValueError("linear_direction takes finite latents and scores; leave out the rows that are not")
     if np.ptp(scores) == 0:
         raise ValueError("all scores are equal: the attribute tells nothing apart")
     order = np.random.default_rng(seed).permutation(count)
@@ -58,6 +62,8 @@ def orthogonal_to(vector: Float[np.ndarray, "d"], others: Sequence[Float[np.ndar
 
     Raises ValueError where `vector` lies in the span of the others.
     """
+    if not len(others):
+        return vector / np.linalg.norm(vector)
     basis = np.linalg.svd(np.stack(others), full_matrices=False)
     span = basis.Vh[1e-6 * basis.S[0] < basis.S]
     rest = vector - span.T @ (span @ vector)
@@ -70,6 +76,11 @@ def edit(
     latents: Float[Array, "n d"], vector: Float[np.ndarray, "d"], steps: Sequence[float | int] = (-3, -1.5, 0, 1.5, 3)
 ) -> Float[Array, "s n d"]:
     """The latents moved along `vector`, for each of `steps`: the columns of a strip."""
+    if latents.ndim != 2 or np.shape(vector) != latents.shape[1:]:
+        raise ValueError(
+            f"edit takes latents (n, d) and a vector (d,), w+ with its layers flattened; got {latents.shape} and "
+            f"{np.shape(vector)}"
+        )
     return latents[None] + jnp.asarray(steps, jnp.float32)[:, None, None] * jnp.asarray(vector, jnp.float32)
 
 
@@ -120,6 +131,9 @@ def project(
     difference of each of `features` (of images by default, or of a perceptual network), each mean over its
     own size; Adam, whose rate falls to zero along a cosine.
     """
+    made = jax.eval_shape(synthesize, start)
+    if made.shape != images.shape:
+        raise ValueError(f"the images to project are {images.shape}, and those of `start` {made.shape}; resize them")
     wanted = features(images)
 
     def loss(x: Any) -> Array:

@@ -113,6 +113,9 @@ def load_generator(run: pathlib.Path) -> tuple[PyTree, dict[str, Any]]:
     sizes = sorted((int(p.name) for p in pathlib.Path(run).glob("*") if p.name.isdigit()), reverse=True)
     for size in sizes:
         if (pathlib.Path(run) / str(size) / "checkpoints").is_dir():
-            state, meta = checkpoint.restore_params(pathlib.Path(run) / str(size) / "checkpoints")
+            try:
+                state, meta = checkpoint.restore_params(pathlib.Path(run) / str(size) / "checkpoints")
+            except FileNotFoundError:  # a resolution that has only begun
+                continue
             return {"params": state["ema_params"]["generator"], **state["model_state"]["generator"]}, meta["config"]
-    raise FileNotFoundError(f"{run} holds no run that grew: no folder RESOLUTION/checkpoints")
+    raise FileNotFoundError(f"{run} holds no run that grew: no checkpoint under RESOLUTION/checkpoints")

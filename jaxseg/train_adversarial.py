@@ -99,7 +99,22 @@ def adversarial(
     latent_features: int = generator.latent_features  # type: ignore[attr-defined]
     conditional = bool(generator.num_classes)  # type: ignore[attr-defined]
     condition = discriminator.condition  # type: ignore[attr-defined]
-    labelled = bool(discriminator.num_classes) and condition != "auxiliary"  # type: ignore[attr-defined]
+    if generator.num_classes != discriminator.num_classes:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"generator and discriminator know {generator.num_classes} and {discriminator.num_classes} classes; "  # type: ignore[attr-defined]
+            "create both with one num_classes, 0 for none"
+        )
+    labelled = conditional and condition != "auxiliary"
+
+    def labels_of(batch: PyTree) -> Any:
+        if not conditional:
+            return None
+        if "class" not in batch:
+            raise ValueError(
+                f"conditional networks train on batches with `class`, int [n], got {sorted(batch)}; sort the pictures "
+                "into a folder for each class, or create the networks with num_classes=0"
+            )
+        return jnp.asarray(batch["class"], jnp.int32)
 
     def latents(key: jax.Array, n: int) -> Float[Array, "n z"]:
         return jax.vmap(lambda k: jax.random.normal(k, (latent_features,)))(_keys(key, n))
@@ -150,7 +165,7 @@ def adversarial(
         fade = jnp.minimum(state.step * images_a_step / fade_images, 1.0) if fade_images else None
         real_key, d_key, g_key, penalty_key = jax.random.split(key, 4)
         reals = _reals(real_key, batch["image"], fade, loss.mirror)
-        labels: Any = jnp.asarray(batch["class"], jnp.int32) if conditional else None
+        labels = labels_of(batch)
         frozen = state.model_state["generator"]
 
         def penalty(params: PyTree, fakes: Array) -> Array:
@@ -208,9 +223,9 @@ def adversarial(
 
     def evaluate(state: TrainState, batch: PyTree) -> PyTree:
         reals = jnp.asarray(batch["image"], jnp.float32) / 127.5 - 1
-        labels = jnp.asarray(batch["class"], jnp.int32) if conditional else None
-        scores = judge(state.params["discriminator"], reals, labels, None).score
-        return batch_sum({"score_real": scores.sum(), "examples": jnp.float32(scores.size)})
+        scores = judge(state.params["discriminator"], reals, labels_of(batch), None).score
+        counted = jnp.asarray(batch["index"] >= 0, jnp.float32) if "index" in batch else jnp.ones(scores.shape)
+        return batch_sum({"score_real": (scores * counted).sum(), "examples": counted.sum()})
 
     def summarize(sums: Mapping[str, Any]) -> dict[str, float]:
         return {"score_real": float(sums["score_real"] / sums["examples"])}

@@ -31,6 +31,8 @@ def _crops(key: jax.Array, images: Array, size: int) -> Float[Array, "n size siz
     """Random squares of images in [0, 1], the same for an example wherever it lies."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_index(images.shape[0]))
     images = jnp.asarray(images, jnp.float32) / 255
+    if min(images.shape[1:3]) < size:
+        raise ValueError(f"no square of crop={size} lies in pictures of {images.shape[1:3]}; take a smaller crop")
 
     def crop(key: jax.Array, image: Array) -> Array:
         highest = jnp.array([side - size + 1 for side in image.shape[:2]])

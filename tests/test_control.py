@@ -34,6 +34,7 @@ def test_orthogonal_to_keeps_the_others():
     np.testing.assert_allclose([kept @ other for other in others], 0, atol=1e-12)
     np.testing.assert_allclose(np.linalg.norm(kept), 1)
     assert kept @ TRUE > 0
+    np.testing.assert_allclose(orthogonal_to(2 * TRUE, []), TRUE / np.linalg.norm(TRUE))
     with pytest.raises(ValueError, match="nothing is left"):
         orthogonal_to(TRUE, [TRUE * 2, others[0]])
 
@@ -44,6 +45,8 @@ def test_edits_are_a_strip():
     assert strip.shape == (3, 2, 6)
     np.testing.assert_allclose(strip[2, 1] - strip[0, 1], 6 * TRUE, rtol=1e-5)
     np.testing.assert_array_equal(strip[1], x)
+    with pytest.raises(ValueError, match=r"layers flattened; got \(1, 4, 6\) and \(6,\)"):
+        edit(jnp.zeros((1, 4, 6)), TRUE)
 
 
 def test_a_projector_finds_the_w_of_an_image():
@@ -67,6 +70,8 @@ def test_a_projector_finds_the_w_of_an_image():
     found, losses = find(w)
     assert losses[-1] < 1e-3 * losses[0]
     np.testing.assert_allclose(synthesize(found), synthesize(w), atol=0.1)
+    with pytest.raises(ValueError, match=r"are \(2, 1, 1, 3\), and those of `start` \(2, 8, 8, 3\)"):
+        project(synthesize, jnp.zeros((2, 1, 1, 3)), w)
     plus = jnp.broadcast_to(w[:, None], (2, model.layers, 6))
     assert jax.eval_shape(lambda p: project(synthesize, synthesize(w), p, steps=2), plus)[0].shape == plus.shape
 
@@ -80,5 +85,9 @@ def test_the_svm_finds_the_plane():
     assert direction.vector @ TRUE > 0.99
     with pytest.raises(ValueError, match="is 2 at either end"):
         linear_direction(x[:100], x[:100] @ TRUE, seed=0)
+    with pytest.raises(ValueError, match=r"at most 0\.5, got 0\.8"):
+        linear_direction(x, x @ TRUE, share=0.8, seed=0)
+    with pytest.raises(ValueError, match="finite latents and scores"):
+        linear_direction(x, np.where(np.arange(4000) < 9, np.nan, x @ TRUE), seed=0)
     with pytest.raises(ValueError, match="all scores are equal"):
         linear_direction(x, np.ones(4000), seed=0)

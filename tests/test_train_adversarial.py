@@ -201,6 +201,8 @@ def test_growth_resumes_in_the_middle_of_a_fade(faces, tmp_path):
     assert config["stage"] == 1
     generator, _ = networks("progan")
     assert generator.apply(variables, jnp.zeros((1, 6)), stage=1, train=False).shape == (1, 8, 8, 3)
+    (tmp_path / "whole" / "16" / "checkpoints").mkdir(parents=True)  # a resolution that has only begun
+    assert load_generator(tmp_path / "whole")[1]["stage"] == 1
     with pytest.raises(FileNotFoundError, match="holds no run that grew"):
         load_generator(tmp_path)
 
@@ -221,3 +223,26 @@ def test_the_next_stage_starts_from_the_networks_and_fresh_moments():
         assert all(np.isfinite(x) for x in metrics.values())
     assert update._cache_size() == 1  # the fade, and what comes after it
     np.testing.assert_allclose(fades, [0, 0.25, 0.5, 0.75, 1, 1])
+
+
+def test_conditional_networks_ask_for_labels_by_name():
+    fns = functions("progan", 3)
+    batch = batch_of(0)
+    del batch["class"]
+    state = jax.eval_shape(fns.init, KEY, batch_of(0))
+    with pytest.raises(ValueError, match=r"batches with `class`.*got \['image'\].*num_classes=0"):
+        jax.eval_shape(fns.update, state, batch, KEY)
+    (generator, _), (_, discriminator) = networks("progan"), networks("progan", 3)
+    with pytest.raises(ValueError, match="know 0 and 3 classes"):
+        adversarial(generator, discriminator, loss=PROGAN_LOSS, optimizers=(adam(0.1), adam(0.1)), stage=0)
+    generator = networks("progan", 3)[0]
+    for labels, match in (([9, -1], "classes 0 to 2, got labels -1 to 9"), ([0.0, 1.0], "integer labels")):
+        with pytest.raises(ValueError, match=match):
+            generator.init(KEY, jnp.zeros((2, 6)), np.array(labels), train=False)
+
+
+def test_what_fills_a_last_batch_is_not_scored():
+    fns = functions()
+    batch = batch_of(0) | {"index": np.array([0, 1, 2, 3, 4, -1, -1, -1], np.int32)}
+    sums = jax.jit(fns.evaluate)(start(), batch)
+    assert float(sums["examples"]) == 5

@@ -17,7 +17,7 @@ class Cluster:
 
     paths: tyro.conf.Positional[tuple[pathlib.Path, ...]]
     """Images."""
-    out: pathlib.Path
+    out: pathlib.Path = pathlib.Path("clusters")
     """Folder for NAME_METHOD_labels.png and NAME_METHOD_figure.png."""
     method: Literal["kmeans", "ncut"] = "kmeans"
     """k-means, or Normalized Cut."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from typing import Annotated
 
@@ -116,6 +117,9 @@ def _content_files(path: pathlib.Path) -> list[pathlib.Path]:
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise DataError(f"{path}: no image in this folder; looked for {' '.join(sorted(IMAGE_SUFFIXES))}")
+    for one, other in itertools.pairwise(files):
+        if one.stem == other.stem:
+            raise DataError(f"{one} and {other} would both be written as {one.stem}.png; rename one")
     return files
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jaxseg.clustering.contours import segmentation_strength
 from jaxseg.clustering.cuts import ncut_value
@@ -41,7 +41,7 @@ class ClusterConfig:
 def read_image(path: str | pathlib.Path) -> np.ndarray:
     """Pixels as stored, 8 or 16 bit, grey or colour, with alpha if there is one; palettes become colours."""
     with Image.open(path) as opened:
-        image: Image.Image = opened
+        image: Image.Image = ImageOps.exif_transpose(opened)  # upright, as the camera was held
         if image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
             image = image.convert("RGBA" if "transparency" in image.info else "RGB")
         pixels = np.asarray(image)

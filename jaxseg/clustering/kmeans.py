@@ -202,11 +202,13 @@ def kmeans(
         require_finite("init", given)
         key = jax.random.key(0) if key is None else key  # unused
     if weights is not None:
-        weights = weights.astype(points.dtype)
+        weights = jnp.asarray(weights, points.dtype)
+        if weights.shape != (n,):
+            raise ValueError(f"kmeans needs one weight a point, ({n},), got {tuple(weights.shape)}")
         require_finite("weights", weights)
         if not isinstance(weights, jax.core.Tracer) and not bool((weights >= 0).all() & (weights > 0).any()):
             raise ValueError("kmeans needs weights of 0 or more that are not all 0")
-    if max_iterations < 0 or num_restarts < 1 or tolerance < 0:
+    if max_iterations < 0 or num_restarts < 1 or not tolerance >= 0:
         raise ValueError(
             "kmeans needs max_iterations >= 0, num_restarts >= 1, tolerance >= 0, "
             f"got {max_iterations}, {num_restarts}, {tolerance}"

@@ -22,9 +22,21 @@ class MiniBatchState(NamedTuple):
     counts: Float[Array, "k"]
 
 
-def minibatch_init(batch: Float[Array, "n d"], num_clusters: int, *, key: PRNGKeyArray) -> MiniBatchState:
-    """k-means++ on a first batch, which holds at least `num_clusters` points."""
+def _points(batch: Array | np.ndarray) -> Float[Array, "n d"]:
+    """Finite points, float32 or wider: counts beyond 65,504 are no float16."""
+    if np.ndim(batch) != 2:
+        raise ValueError(f"mini-batches are points [N, D], got {np.shape(batch)}; reshape an image to [H*W, C]")
+    batch = jnp.asarray(batch)
+    batch = batch.astype(jnp.promote_types(batch.dtype, jnp.float32))
     require_finite("batch", batch)
+    return batch
+
+
+def minibatch_init(batch: Array | np.ndarray, num_clusters: int, *, key: PRNGKeyArray) -> MiniBatchState:
+    """k-means++ on a first batch, which holds at least `num_clusters` points."""
+    batch = _points(batch)
+    if num_clusters < 1:
+        raise ValueError(f"minibatch_init needs num_clusters of 1 or more, got {num_clusters}")
     if batch.shape[0] < num_clusters:
         raise ValueError(f"minibatch_init needs a batch of at least {num_clusters} points, got {batch.shape[0]}")
     seeds = jax.jit(kmeans_plus_plus, static_argnums=3)(key, batch, jnp.ones_like(batch[:, 0]), num_clusters)
@@ -42,17 +54,14 @@ def minibatch_update(state: MiniBatchState, batch: Float[Array, "n d"]) -> MiniB
     return MiniBatchState(state.centroids + step, counts)
 
 
-def minibatch_kmeans(
-    batches: Iterable[Float[Array, "n d"] | Float[np.ndarray, "n d"]], num_clusters: int, *, key: PRNGKeyArray
-) -> MiniBatchState:
-    """k-means over batches of pixels that are never held together; label them afterwards with `assign`.
+def minibatch_kmeans(batches: Iterable[Array | np.ndarray], num_clusters: int, *, key: PRNGKeyArray) -> MiniBatchState:
+    """k-means over batches `[N, D]` of pixels that are never held together; label them afterwards with `assign`.
 
     Seeds come from the first batch. Batches of one size compile once.
     """
     state = None
     for batch in batches:
-        batch = jnp.asarray(batch)
-        require_finite("batch", batch)
+        batch = _points(batch)
         if state is None:
             state = minibatch_init(batch, num_clusters, key=key)
         state = minibatch_update(state, batch)

@@ -4,6 +4,7 @@ Features are rows: 2048 of Inception-v3's last pooling for the published FID and
 and recall. These functions know no network: a number is comparable only with numbers on the same features.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,11 +48,14 @@ def frechet_distance(images: Float[np.ndarray, "n d"], reals: Float[np.ndarray, 
 
 def inception_score(probabilities: Float[np.ndarray, "n k"], splits: int = 10) -> tuple[float, float]:
     """Mean and deviation over `splits` of exp(E KL(p(y|x) || p(y))) (Salimans et al. 2016, section 4)."""
+    if splits < 1:
+        raise ValueError(f"inception_score needs at least one split, got {splits}")
     (p,) = _rows(probabilities, least=splits)
     if (p < 0).any() or not np.allclose(p.sum(1), 1, atol=1e-3):
         raise ValueError("inception_score takes class probabilities, rows that sum to one; apply a softmax first")
     scores = []
-    for part in np.array_split(p, splits):
+    bounds = [i * len(p) // splits for i in range(splits + 1)]  # as in the published code
+    for part in (p[i:j] for i, j in itertools.pairwise(bounds)):
         ratio = np.log(np.maximum(part, 1e-300)) - np.log(np.maximum(part.mean(0), 1e-300))
         scores.append(np.exp(np.sum(part * ratio, 1).mean()))
     return float(np.mean(scores)), float(np.std(scores))
@@ -106,7 +110,7 @@ def perceptual_path_length(
 
     `distance` is perceptual (LPIPS on VGG-16, published) and quadratic in small differences; `at` is t of each
     pair, uniform in [0, 1] for the full path and 0 for its ends. w is interpolated linearly, z spherically. As
-    in the published code the lowest and highest hundredth of the distances are left out. In float32 a step of
+    in the published code what lies below the first hundredth or above the last is left out. In float32 a step of
     1e-4 is near the images' rounding; give `generate` latents of the accuracy that it can see.
     """
     first, second = _rows(first, second, least=1)
@@ -115,5 +119,5 @@ def perceptual_path_length(
         between = _spherical(first, second, t) if spherical else first + t * (second - first)
         ends.append(generate(between))
     distances = np.asarray(distance(*ends), np.float64) / epsilon**2
-    low, high = np.percentile(distances, (1, 99))
+    low, high = np.percentile(distances, 1, method="lower"), np.percentile(distances, 99, method="higher")
     return float(distances[(distances >= low) & (distances <= high)].mean())

@@ -59,8 +59,10 @@ def sliced_wasserstein(
     Patches of `patch` pixels, each channel standardised over all of them, are projected on random directions;
     the distance between two sets of numbers is the mean difference of the sorted ones. Two draws from one set
     do not have distance zero: it falls with the number of images. Raises ValueError for two sets that differ
-    in size, or are smaller than a patch.
+    in size, or are smaller than a patch, and for no directions.
     """
+    if directions < 1:
+        raise ValueError(f"sliced_wasserstein needs at least one direction, got {directions}")
     if images.shape != reals.shape:
         raise ValueError(
             f"sliced_wasserstein needs as many images as reals, of one size: {images.shape}, {reals.shape}"
@@ -72,9 +74,9 @@ def sliced_wasserstein(
     for ours, theirs in zip(laplacian_pyramid(images, least), laplacian_pyramid(reals, least), strict=True):
         a, b = (_patches(x, patch, patches_an_image, rng) for x in (ours, theirs))
         total = 0.0
-        for _ in range(0, directions, 64):
-            slices = rng.standard_normal((a.shape[1], 64), np.float32)
+        for i in range(0, directions, 64):
+            slices = rng.standard_normal((a.shape[1], min(64, directions - i)), np.float32)
             slices /= np.sqrt(np.square(slices).sum(0, keepdims=True))
-            total += np.abs(np.sort(a @ slices, 0) - np.sort(b @ slices, 0)).mean()
-        distances.append(1000 * total / (directions / 64))
+            total += np.abs(np.sort(a @ slices, 0) - np.sort(b @ slices, 0)).mean(0).sum()
+        distances.append(1000 * total / directions)
     return tuple(map(float, distances))

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 
 from jaxseg.backbones import BACKBONES
-from jaxseg.models.adain_transfer import AdaINTransfer
+from jaxseg.models.adain_transfer import ENCODERS, AdaINTransfer
 from jaxseg.models.c4 import (
     fasterrcnn_resnet50_c4,
     fasterrcnn_resnet101_c4,
@@ -170,7 +170,8 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
     """The model of that name in MODELS, with `fields` of its class replaced.
 
     `num_classes` is for models that score classes, and for the conditional form of a generator. As JSON has no
-    others, a `backbone` or `encoder` may be a name in `jaxseg.backbones.BACKBONES`, and a tuple a list. Raises
+    others, a `backbone` or `encoder` may be a name in `jaxseg.backbones.BACKBONES`, the `vgg` of `adain_transfer`
+    "vgg16" or "vgg19", and a tuple a list. Raises
     ValueError, with the nearest name there is, for a model, a field or a backbone that does not exist.
     """
     constructor = _constructor(name)
@@ -188,6 +189,10 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
             if fields[field] not in BACKBONES:
                 raise ValueError(f'no backbone "{fields[field]}"{_nearest(fields[field], BACKBONES)}')
             fields[field] = BACKBONES[fields[field]]
+        if field == "vgg" and isinstance(fields[field], str):
+            if fields[field] not in ENCODERS:
+                raise ValueError(f'no encoder "{fields[field]}"; there is {", ".join(ENCODERS)}')
+            fields[field] = ENCODERS[fields[field]]
         if isinstance(fields[field], list):
             fields[field] = tuple(fields[field])
     return constructor(**fields)

@@ -7,6 +7,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxseg.layers import EqualizedConv, EqualizedDense
@@ -75,8 +76,11 @@ def one_hot(labels: Int[Array, "n"] | None, num_classes: int, n: Any, what: str)
         raise ValueError(f"this {what} is unconditional and takes no labels; create it with num_classes")
     if labels is None:
         return jnp.zeros((n, 0))
-    if labels.shape != (n,):
-        raise ValueError(f"{what} needs labels of shape ({n},), one a latent or image, got {labels.shape}")
+    if labels.shape != (n,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"{what} needs integer labels of shape ({n},), got {labels.dtype} {labels.shape}")
+    known = np.zeros(0, int) if isinstance(labels, jax.core.Tracer) else np.asarray(labels)
+    if ((known < 0) | (known >= num_classes)).any():
+        raise ValueError(f"{what} has classes 0 to {num_classes - 1}, got labels {known.min()} to {known.max()}")
     return jax.nn.one_hot(labels, num_classes)
 
 

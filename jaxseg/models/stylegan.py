@@ -179,6 +179,7 @@ class StyleGANGenerator(nn.Module):
     @property
     def layers(self) -> int:
         """Layers that take a style: two for each resolution."""
+        check_resolution(self.resolution, "StyleGANGenerator")
         return 2 * (self.resolution.bit_length() - 2)
 
     def map(self, latents: Float[Array, "n z"], labels: Int[Array, "m"] | None = None) -> Float[Array, "n w"]:
@@ -212,7 +213,12 @@ class StyleGANGenerator(nn.Module):
             )
         if w.ndim == 2:
             w = jnp.broadcast_to(w[:, None], (w.shape[0], self.layers, w.shape[1]))
-        strength = jnp.broadcast_to(jnp.asarray(noise_strength, jnp.float32), (self.layers,))
+        strength = jnp.asarray(noise_strength, jnp.float32)
+        if strength.shape not in ((), (1,), (self.layers,)):
+            raise ValueError(
+                f"noise_strength is one number, or one for each of {self.layers} layers, got {strength.shape}"
+            )
+        strength = jnp.broadcast_to(strength, (self.layers,))
         return self.synthesis(w, stage, fade, strength, train)
 
     def _mixed(self, w: Array, labels: Array | None, stage: int) -> Array:

@@ -50,14 +50,16 @@ def channel_statistics(
     """Statistics over the pixels of each channel, or, weighted, over those of `mask` in [0, 1].
 
     A variance of no more than `ddof` pixels is 0, where NumPy and PyTorch have NaN; the gradient of a
-    deviation of zero is zero.
+    deviation of zero is zero. Weights say how much of the region a pixel is: all of them halved change nothing.
     """
     x = x.astype(jnp.float32)
     weights = jnp.ones((1, *x.shape[1:3], 1)) if mask is None else mask.astype(jnp.float32)[..., None]
     n = weights.sum((1, 2), keepdims=True)
     mean = (x * weights).sum((1, 2), keepdims=True) / jnp.where(n > 0, n, 1)
     squares = (jnp.square(x - mean) * weights).sum((1, 2), keepdims=True)
-    var = squares / jnp.where(n > ddof, n - ddof, 1) * (n > ddof) + epsilon
+    one = jnp.square(weights).sum((1, 2), keepdims=True) / jnp.where(n > 0, n, 1)  # what a pixel counts: 1 of 0 and 1
+    rest = n - ddof * one
+    var = squares / jnp.where(rest > 0, rest, 1) * (rest > 0) + epsilon
     positive = var > 0
     return ChannelStatistics(mean, jnp.where(positive, jnp.sqrt(jnp.where(positive, var, 1)), 0))
 
@@ -108,6 +110,11 @@ def adaptive_instance_norm(
         raise ValueError(
             f"adaptive_instance_norm needs style features of {content.shape[-1]} channels as the content's, "
             f"got {style.mean.shape[-1]}"
+        )
+    if style.mean.shape[0] not in (1, content.shape[0]):
+        raise ValueError(
+            f"adaptive_instance_norm needs one style, or one for each of {content.shape[0]} contents, got "
+            f"{style.mean.shape[0]}"
         )
     normalized = instance_norm(
         content.astype(jnp.float32), mask, ddof=convention.content_ddof, epsilon=convention.content_epsilon

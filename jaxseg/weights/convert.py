@@ -10,9 +10,18 @@ from jaxtyping import PyTree
 
 from jaxseg.backbones import BACKBONES
 from jaxseg.models import create_model
+from jaxseg.models.adain_transfer import ENCODERS, AdaINTransfer
 from jaxseg.weights.files import read_weights
 from jaxseg.weights.folder import description, weights_file
-from jaxseg.weights.published import Loaded, from_published, load_published, recognize, save_weights
+from jaxseg.weights.genforce import genforce_fields
+from jaxseg.weights.published import (
+    GENERATION,
+    Loaded,
+    from_published,
+    load_published,
+    recognize,
+    save_weights,
+)
 from jaxseg.weights.vgg import WeightsMismatch
 
 __all__ = ["LoadedModel", "convert", "load_model", "save_model"]
@@ -48,7 +57,7 @@ def load_model(folder: str | pathlib.Path) -> LoadedModel:
 
 def _jsonable(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields, backbones by their names; ValueError for one that JSON cannot hold."""
-    names = {id(constructor): name for name, constructor in BACKBONES.items()}
+    names = {id(constructor): name for name, constructor in (BACKBONES | ENCODERS).items()}
     plain = {k: names.get(id(v), v) for k, v in fields.items()}
     for field, value in plain.items():
         try:
@@ -62,7 +71,7 @@ def save_model(
     folder: str | pathlib.Path,
     variables: Mapping[str, Any],
     name: str,
-    num_classes: int,
+    num_classes: int | None,
     *,
     about: Mapping[str, Any] | None = None,
     **fields: Any,
@@ -77,7 +86,9 @@ def save_model(
     described = {"name": name, "num_classes": num_classes, **_jsonable(fields)}
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / "model.safetensors", model, variables)
-    text = json.dumps({"model": described, "preprocessing": PREPROCESSING, **(about or {})}, indent=1)
+    generates = isinstance(model, (*GENERATION, AdaINTransfer))  # of latents, or of images in [0, 1]
+    seen = {} if generates else {"preprocessing": PREPROCESSING}
+    text = json.dumps({"model": described, **seen, **(about or {})}, indent=1)
     (folder / "model.json").write_text(text + "\n")
 
 
@@ -101,6 +112,15 @@ def convert(
         fields = described | fields
     state = read_weights(file)
     model: Any = create_model(name, num_classes or 1, **fields)
+    if isinstance(model, GENERATION) and not any(entry.startswith("params/") for entry in state):
+        found = genforce_fields(state)
+        count = max(found.pop("num_classes") - (getattr(model, "condition", "") == "auxiliary"), 0)  # less the score
+        count = count if num_classes is None else num_classes
+        fields = found | fields
+        loaded = from_published(state, create_model(name, count, **fields), where=str(file))
+        about = {"publisher": loaded.publisher, "source": path.name}
+        save_model(folder, loaded.variables, name, count, about=about, **fields)
+        return loaded
     if getattr(model, "aux", None) and not any("aux" in entry for entry in state):
         fields = {"aux": None if isinstance(model.aux, str) else False} | fields
     known = recognize(state, model)

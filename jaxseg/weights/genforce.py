@@ -18,7 +18,7 @@ from jaxseg.models.progan import GrowingDiscriminator, ProGANGenerator
 from jaxseg.models.stylegan import StyleGANGenerator
 from jaxseg.weights.vgg import WeightsMismatch
 
-__all__ = ["blank_variables", "from_genforce", "to_genforce"]
+__all__ = ["blank_variables", "from_genforce", "genforce_fields", "genforce_has", "to_genforce"]
 
 FUSED_FROM = 128  # resolution
 
@@ -118,6 +118,27 @@ def _discriminator(model: GrowingDiscriminator) -> Iterator[tuple[str, Entry]]:
     yield from _module(f"layer{n}", ("params", "conv_4"))
     yield from _module(f"layer{n + 1}", ("params", "dense_0"), _dense)
     yield from _module(f"layer{n + 2}", ("params", "dense_1"), _dense)
+
+
+def genforce_has(model: nn.Module) -> bool:
+    """Whether such a network has a layout there: ProGAN with blur and a discriminator with class planes have none."""
+    planes = isinstance(model, GrowingDiscriminator) and model.condition == "planes" and model.num_classes
+    return not planes and not (isinstance(model, ProGANGenerator) and model.blur)
+
+
+def genforce_fields(state: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """The resolution and the number of classes (0: unconditional) of a network in genforce's layout."""
+    parts = {name.removeprefix("synthesis.") for name in state}
+    blocks = sum(name.startswith(("output", "input")) and name.endswith(".weight") for name in parts)
+    if not blocks:
+        raise WeightsMismatch(f"no generator or discriminator of genforce's: it has {', '.join(sorted(state)[:3])} ...")
+    found = {"resolution": 2 << blocks, "num_classes": 0}
+    if "mapping.label_weight" in state:
+        found["num_classes"] = len(state["mapping.label_weight"])
+    elif any(name.startswith("input") for name in parts):
+        scores = len(state[f"layer{2 * blocks}.weight"])
+        found["num_classes"] = scores if scores > 1 else 0
+    return found
 
 
 def _entries(model: nn.Module) -> dict[str, Entry]:

@@ -14,12 +14,13 @@ import numpy as np
 from flax import traverse_util
 
 from jaxseg.backbones.vgg import VGG, VGGClassifier
+from jaxseg.models.adain_transfer import AdaINTransfer
 from jaxseg.models.progan import GrowingDiscriminator, ProGANGenerator
 from jaxseg.models.stylegan import StyleGANGenerator
 from jaxseg.models.unet import UNetValid
 from jaxseg.weights.files import read_weights
 from jaxseg.weights.folder import demand_described, weights_file
-from jaxseg.weights.genforce import from_genforce, to_genforce
+from jaxseg.weights.genforce import from_genforce, genforce_has, to_genforce
 from jaxseg.weights.semseg import SEMSEG
 from jaxseg.weights.smp import SMP
 from jaxseg.weights.torchvision import TORCHVISION, Publisher
@@ -64,7 +65,9 @@ class Loaded(NamedTuple):
 def _shapes(model: nn.Module) -> dict[Path, jax.ShapeDtypeStruct]:
     init = functools.partial(model.init, train=False)
     size = 572 if isinstance(model, UNetValid) else 64
-    tree = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    inputs = model.inputs(images) if isinstance(model, (*GENERATION, AdaINTransfer)) else (images,)
+    tree = jax.eval_shape(init, jax.random.key(0), *inputs)
     return dict(traverse_util.flatten_dict(dict(tree)))
 
 
@@ -197,8 +200,14 @@ def from_published(
     if isinstance(model, VGG | VGGClassifier):
         blank = traverse_util.unflatten_dict(_shapes(model))
         return Loaded(from_torchvision(state, blank), "torchvision", None)
-    if isinstance(model, GENERATION):
+    own = any(name.startswith("params/") for name in state)
+    if isinstance(model, GENERATION) and not own:
         return Loaded(from_genforce(state, model, where=where), "genforce", None)
+    if isinstance(model, AdaINTransfer) and not own:
+        raise WeightsMismatch(
+            f"{where} is no AdaINTransfer of jaxseg; pytorch-AdaIN's encoder and decoder are two files: "
+            "jaxseg.weights.load_adain_transfer(model, encoder=..., decoder=...)"
+        )
     shapes = _shapes(model)
     fit = _fit(state, model, shapes, where)
     publisher, names, entries = fit.publisher.name, fit.names, fit.entries
@@ -293,9 +302,10 @@ def to_published(model: nn.Module, variables: Mapping[str, Any], publisher: str 
     """
     if isinstance(model, VGG | VGGClassifier) and publisher != JAXSEG.name:
         return {name: np.ascontiguousarray(array) for name, array in to_torchvision(variables).items()}
-    if isinstance(model, GENERATION) and publisher != JAXSEG.name:
+    if isinstance(model, GENERATION) and (publisher != JAXSEG.name if publisher else genforce_has(model)):
         return to_genforce(model, variables)
-    chosen = _chosen(model, publisher)
+    own = isinstance(model, (*GENERATION, AdaINTransfer))
+    chosen = JAXSEG if own and publisher in (None, JAXSEG.name) else _chosen(model, publisher)
     flat = traverse_util.flatten_dict(dict(variables))
     names = _names(chosen, model, flat)
     return {chosen.prefix + name: _to_torch(chosen, np.asarray(flat[path])) for name, path in names.items()}

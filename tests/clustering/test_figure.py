@@ -66,3 +66,12 @@ def test_the_command_says_what_it_wrote(tmp_path, capsys):
         main(["cluster", str(stored(tmp_path, RGB)), "--out", str(tmp_path), "--num-segments", "2"])
     assert ended.value.code == 0
     assert "photo_kmeans_figure.png" in capsys.readouterr().out
+
+
+def test_a_photograph_is_turned_upright(tmp_path):
+    turned = Image.fromarray(RGB)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # the camera was held sideways
+    turned.save(tmp_path / "photo.jpg", exif=exif)
+    files = cluster_image(tmp_path / "photo.jpg", tmp_path / "out", "kmeans", ClusterConfig(2))
+    assert Image.open(files["labels"]).size == (RGB.shape[0], RGB.shape[1])

@@ -147,3 +147,28 @@ def test_inertia_of_scikit_learn(k):
     ours = kmeans(x, k, init=x[:k], tolerance=0.0, max_iterations=30)
     assert float(ours.inertia) == pytest.approx(theirs.inertia_, rel=1e-5)
     assert int(ours.num_iterations) == theirs.n_iter_
+
+
+def test_mini_batches_take_pixels_as_they_are_stored():
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 3), np.uint8)
+    state = minibatch_kmeans([pixels, pixels], 3, key=jax.random.key(0))
+    assert state.counts.dtype == jnp.float32
+    assert float(state.counts.sum()) == 200
+    half = minibatch_kmeans([pixels.astype(np.float16)], 3, key=jax.random.key(0))
+    assert half.centroids.dtype == jnp.float32
+    for batch, k, match in (
+        (pixels, 0, "num_clusters of 1 or more, got 0"),
+        (pixels[:2], 3, "at least 3 points, got 2"),
+        (pixels.reshape(10, 10, 3), 3, r"points \[N, D\], got \(10, 10, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            minibatch_kmeans([batch], k, key=jax.random.key(0))
+
+
+def test_weights_that_do_not_fit_are_refused_by_name():
+    x = blobs(20, 2)
+    with pytest.raises(ValueError, match=r"one weight a point, \(20,\), got \(19,\)"):
+        kmeans(x, 2, key=jax.random.key(0), weights=jnp.ones(19))
+    assert kmeans(x, 2, key=jax.random.key(0), weights=[1.0] * 20).converged
+    with pytest.raises(ValueError, match="tolerance >= 0"):
+        kmeans(x, 2, key=jax.random.key(0), tolerance=float("nan"))

@@ -71,11 +71,31 @@ def test_path_length_of_a_linear_generator_is_that_of_its_chords():
     squared = lambda a, b: np.square(a - b).sum(-1)  # noqa: E731
     at = RNG.random(40)
     lengths = np.square((second - first) @ matrix).sum(1)
-    inner = np.sort(lengths)[1:-1]  # of forty, a hundredth at either end is one
     ours = perceptual_path_length(lambda x: x @ matrix, squared, first, second, at)
-    np.testing.assert_allclose(ours, inner.mean(), rtol=1e-4)
+    np.testing.assert_allclose(ours, lengths.mean(), rtol=1e-4)  # of forty, none lies beyond a hundredth
     # on the sphere a chord of a small step is the angle between the ends
     cosines = np.sum(first * second, 1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
-    arcs = np.sort(np.arccos(cosines) ** 2)[1:-1]
+    arcs = np.arccos(cosines) ** 2
     ours = perceptual_path_length(lambda x: x, squared, first, second, at, spherical=True)
     np.testing.assert_allclose(ours, arcs.mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("n", "kept"), [(2, slice(0, 2)), (101, slice(1, 100)), (256, slice(2, 254))])
+def test_path_length_leaves_out_what_the_published_code_does(n, kept):
+    # of n sorted distances those between the places floor(0.01 (n - 1)) and ceil(0.99 (n - 1)), both included
+    lengths = np.random.default_rng(n).permutation(np.arange(1.0, n + 1) ** 2)
+    distance = lambda a, b: np.square(1e-4) * lengths  # noqa: E731
+    latents = np.ones((n, 3))
+    ours = perceptual_path_length(lambda x: x, distance, latents, latents, np.zeros(n))
+    np.testing.assert_allclose(ours, np.sort(lengths)[kept].mean(), rtol=1e-9)
+
+
+def test_inception_score_of_splits_that_do_not_divide():
+    p = np.random.default_rng(3).dirichlet(np.ones(4), 1003)
+    naive = []
+    for i in range(10):  # the published code's bounds
+        part = p[i * 1003 // 10 : (i + 1) * 1003 // 10]
+        naive.append(np.exp(np.mean([np.sum(row * np.log(row / part.mean(0))) for row in part])))
+    np.testing.assert_allclose(inception_score(p), (np.mean(naive), np.std(naive)), rtol=1e-12)
+    with pytest.raises(ValueError, match="at least one split, got 0"):
+        inception_score(p, 0)

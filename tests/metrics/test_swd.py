@@ -35,6 +35,16 @@ def test_one_pixel_patches_by_hand():
     np.testing.assert_allclose(ours[0], 1000 * mirrored, rtol=1e-4)
 
 
+@pytest.mark.parametrize("directions", [1, 40, 64, 100, 200])
+def test_any_number_of_directions_is_averaged(directions):
+    # one pixel, one channel: every direction has the same distance
+    a, b = (np.random.default_rng(i).integers(0, 256, (8, 1, 1, 1), np.uint8) for i in (0, 1))
+    ours = sliced_wasserstein(a, b, seed=0, patch=1, patches_an_image=1, directions=directions)
+    x, y = (np.sort((v - v.mean()) / v.std()) for v in (a.ravel().astype(float), b.ravel().astype(float)))
+    signs = np.array([np.abs(x - y).mean(), np.abs(-x[::-1] + y[::-1]).mean()])
+    assert signs.min() - 1e-4 <= ours[0] / 1000 <= signs.max() + 1e-4
+
+
 def test_it_orders_what_is_nearer():
     reals = draws(1)
     same, other, blurred = (

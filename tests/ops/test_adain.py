@@ -117,3 +117,12 @@ def test_colours_beside_torch():
     source, target = jax.nn.sigmoid(image(1, 20, 30))[0], jax.nn.sigmoid(2 * image(1, 30, 20) + 1)[0]
     flat = [torch.tensor(np.asarray(x)).reshape(-1, 3).T for x in (source, target)]
     np.testing.assert_allclose(match_colors(source, target).reshape(-1, 3).T, coral(*flat).numpy(), atol=1e-5)
+
+
+def test_a_faint_mask_is_the_region_all_the_same():
+    mask = np.random.default_rng(4).random((2, 5, 7)).astype(np.float32)
+    whole = adaptive_instance_norm(CONTENT, STYLE, mask=jnp.asarray(mask))
+    faint = adaptive_instance_norm(CONTENT, STYLE, mask=jnp.asarray(0.004 * mask))
+    np.testing.assert_allclose(faint, whole, atol=1e-4)
+    with pytest.raises(ValueError, match="one for each of 2 contents, got 3"):
+        adaptive_instance_norm(CONTENT, jnp.ones((3, 4, 4, 6)))

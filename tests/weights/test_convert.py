@@ -11,7 +11,15 @@ from safetensors.numpy import load_file, save_file
 
 import jaxseg
 from jaxseg.cli import main
-from jaxseg.weights import WeightsMismatch, load_published, load_weights, read_weights, save_weights, to_published
+from jaxseg.weights import (
+    WeightsMismatch,
+    convert,
+    load_published,
+    load_weights,
+    read_weights,
+    save_weights,
+    to_published,
+)
 from jaxseg.weights.folder import smp_model
 
 CONFIG = {"_model_class": "Unet", "encoder_name": "resnet18", "classes": 3, "decoder_channels": [8, 8, 4, 4, 4]}
@@ -162,3 +170,61 @@ def test_what_smp_saves_gives_its_outputs(tmp_path, kind):
     back = read_weights(tmp_path / "back.safetensors")
     assert set(back) == {name for name in state if not name.endswith("num_batches_tracked")}
     assert all(np.array_equal(array, state[name].numpy()) for name, array in back.items())
+
+
+SMALL = {"resolution": 16, "base_features": 64, "max_features": 8}
+LATENT = {"latent_features": 5}
+NETWORKS = [
+    ("stylegan_generator", 0, LATENT | {"w_features": 6, "mapping_layers": 2}),
+    ("stylegan_generator", 3, LATENT | {"w_features": 6, "mapping_layers": 2}),
+    ("progan_generator", 0, LATENT),
+    ("stylegan_discriminator", 3, {}),
+    ("progan_discriminator", 0, {}),
+    ("progan_discriminator", 3, {}),
+]
+OWN = [("progan_generator", 0, LATENT | {"blur": True}), ("stylegan_discriminator", 3, {"condition": "planes"})]
+
+
+def drawn(model):
+    inputs = [jnp.zeros(x.shape, x.dtype) for x in model.inputs(jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32))]
+    return fill(jax.eval_shape(lambda k: model.init(k, *inputs, train=False), jax.random.key(0)))
+
+
+@pytest.mark.parametrize(("name", "classes", "fields"), NETWORKS)
+def test_generation_converts_and_says_its_resolution_and_classes(name, classes, fields, tmp_path):
+    model = jaxseg.create_model(name, classes, **SMALL, **fields)
+    variables = drawn(model)
+    save_weights(tmp_path / "published.safetensors", model, variables)
+    widths = {k: v for k, v in (SMALL | fields).items() if k != "resolution"}
+    convert(name, tmp_path / "published.safetensors", tmp_path / "out", **widths)
+    found, loaded = jaxseg.load_model(tmp_path / "out")
+    assert (found.resolution, found.num_classes) == (16, classes)
+    assert_equal(loaded, variables)
+    save_weights(tmp_path / "own.safetensors", model, variables, publisher="jaxseg")
+    assert_equal(load_weights(tmp_path / "own.safetensors", model), variables)
+
+
+@pytest.mark.parametrize(("name", "classes", "fields"), OWN)
+def test_networks_that_nobody_published_keep_their_own_names(name, classes, fields, tmp_path):
+    model = jaxseg.create_model(name, classes, **SMALL, **fields)
+    variables = drawn(model)
+    jaxseg.save_model(tmp_path / "out", variables, name, classes, **SMALL, **fields)
+    assert_equal(jaxseg.load_model(tmp_path / "out").variables, variables)
+
+
+def test_a_style_transfer_is_saved_with_its_encoder(tmp_path):
+    model = jaxseg.create_model("adain_transfer", vgg="vgg16")
+    variables = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype),
+        jax.eval_shape(
+            lambda k: model.init(k, jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 16, 16, 3)), train=False),
+            jax.random.key(0),
+        ),
+    )
+    jaxseg.save_model(tmp_path / "out", variables, "adain_transfer", None, vgg="vgg16")
+    found, loaded = jaxseg.load_model(tmp_path / "out")
+    assert found.vgg is model.vgg
+    assert_equal(loaded, variables)
+    save_file({"0.weight": np.zeros((3, 3, 1, 1), np.float32)}, tmp_path / "decoder.safetensors")
+    with pytest.raises(WeightsMismatch, match=r"two files: .*load_adain_transfer"):
+        load_weights(tmp_path / "decoder.safetensors", model)
