@@ -86,12 +86,28 @@ def spatial() -> str:
     return markdown(titles, lines, left=3)
 
 
+def generation() -> str:
+    """Sliced Wasserstein distances of two runs on faces after each resolution, and how often classes are as asked."""
+    names = {"progan_faces": "ProGAN, unconditional", "stylegan_faces": "StyleGAN, conditional on 8 classes"}
+    rows = []
+    for folder, what in names.items():
+        found = _read(f"{folder}/results.json")
+        cells = [f"{found[s]['swd'][0]:.1f}" if s in found else "" for s in ("4", "8", "16")]
+        conditioning = found.get("conditioning")
+        classes = ("agreement_of_made", "chance_of_made", "accuracy_on_reals")
+        agreement = " / ".join(f"{conditioning[k]:.2f}" for k in classes) if conditioning else ""
+        rows.append([what, *cells, f"{found['16']['swd_of_reals'][0]:.1f}", agreement])
+    titles = ("run", "4x4", "8x8", "16x16", "other reals", "class as asked / by chance / of reals")
+    return markdown(titles, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "camvid": camvid,
     "fine-tuning": finetuning,
     "throughput": throughput,
     "bsds500": boundaries,
     "spatial": spatial,
+    "generation": generation,
 }
 
 

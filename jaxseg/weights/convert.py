@@ -118,7 +118,7 @@ def convert(
         count = count if num_classes is None else num_classes
         fields = found | fields
         loaded = from_published(state, create_model(name, count, **fields), where=str(file))
-        about = {"publisher": loaded.publisher, "source": path.name}
+        about: dict[str, str | None] = {"publisher": loaded.publisher, "source": path.name}
         save_model(folder, loaded.variables, name, count, about=about, **fields)
         return loaded
     if getattr(model, "aux", None) and not any("aux" in entry for entry in state):
