@@ -73,9 +73,11 @@ def orthogonal_to(vector: Float[np.ndarray, "d"], others: Sequence[Float[np.ndar
 
 
 def edit(
-    latents: Float[Array, "n d"], vector: Float[np.ndarray, "d"], steps: Sequence[float | int] = (-3, -1.5, 0, 1.5, 3)
+    latents: Float[Array, "*_"],
+    vector: Float[np.ndarray, "d"],
+    steps: Sequence[float | int] = (-3, -1.5, 0, 1.5, 3),
 ) -> Float[Array, "s n d"]:
-    """The latents moved along `vector`, for each of `steps`: the columns of a strip."""
+    """The latents `[n, d]` moved along `vector`, for each of `steps`: the columns of a strip."""
     if latents.ndim != 2 or np.shape(vector) != latents.shape[1:]:
         raise ValueError(
             f"edit takes latents (n, d) and a vector (d,), w+ with its layers flattened; got {latents.shape} and "

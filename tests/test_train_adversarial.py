@@ -236,9 +236,8 @@ def test_conditional_networks_ask_for_labels_by_name():
     with pytest.raises(ValueError, match="know 0 and 3 classes"):
         adversarial(generator, discriminator, loss=PROGAN_LOSS, optimizers=(adam(0.1), adam(0.1)), stage=0)
     generator = networks("progan", 3)[0]
-    for labels, match in (([9, -1], "classes 0 to 2, got labels -1 to 9"), ([0.0, 1.0], "integer labels")):
-        with pytest.raises(ValueError, match=match):
-            generator.init(KEY, jnp.zeros((2, 6)), np.array(labels), train=False)
+    with pytest.raises(ValueError, match="classes 0 to 2, got labels -1 to 9"):
+        generator.init(KEY, jnp.zeros((2, 6)), jnp.array([9, -1]), train=False)
 
 
 def test_what_fills_a_last_batch_is_not_scored():

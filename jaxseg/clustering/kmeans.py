@@ -6,6 +6,7 @@ labels = result.labels.reshape(image.shape[:2])
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -155,7 +156,7 @@ def kmeans(
     *,
     key: PRNGKeyArray | None = None,
     init: str | Float[Array, "k d"] | Float[np.ndarray, "k d"] = "k-means++",
-    weights: Float[Array, "n"] | None = None,
+    weights: Float[Array, "_"] | Sequence[float] | None = None,
     max_iterations: int = 300,
     tolerance: float = 1e-4,
     num_restarts: int = 1,

@@ -26,6 +26,7 @@ __all__ = [
     "width",
 ]
 
+Labels = Int[Array, "_"] | Int[np.ndarray, "_"] | None
 Fade = float | Float[Array, ""] | None
 
 
@@ -68,7 +69,7 @@ def double(x: Array) -> Array:
     return resize_nearest(x, (2 * x.shape[1], 2 * x.shape[2]))
 
 
-def one_hot(labels: Int[Array, "n"] | None, num_classes: int, n: Any, what: str) -> Float[Array, "n k"]:
+def one_hot(labels: Labels, num_classes: int, n: Any, what: str) -> Float[Array, "n k"]:
     """Class vectors; ValueError where labels are missing, or given to an unconditional model."""
     if num_classes and labels is None:
         raise ValueError(f"this {what} is conditional on {num_classes} classes: give labels, int [{n}]")
@@ -111,7 +112,7 @@ class ProGANGenerator(nn.Module):
     def __call__(
         self,
         latents: Float[Array, "n z"],
-        labels: Int[Array, "m"] | None = None,
+        labels: Labels = None,
         *,
         stage: int | None = None,
         fade: Fade = None,
@@ -189,7 +190,7 @@ class GrowingDiscriminator(nn.Module):
     def __call__(
         self,
         images: Float[Array, "n h w 3"],
-        labels: Int[Array, "m"] | None = None,
+        labels: Labels = None,
         *,
         stage: int | None = None,
         fade: Fade = None,

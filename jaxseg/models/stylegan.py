@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from jaxseg.layers import EqualizedConv, EqualizedDense
 from jaxseg.models.progan import (
     Fade,
+    Labels,
     check_latents,
     check_resolution,
     faded,
@@ -48,7 +49,7 @@ class Mapping(nn.Module):
     lr_multiplier: float
 
     @nn.compact
-    def __call__(self, latents: Float[Array, "n z"], labels: Int[Array, "m"] | None) -> Float[Array, "n w"]:
+    def __call__(self, latents: Float[Array, "n z"], labels: Labels) -> Float[Array, "n w"]:
         classes = one_hot(labels, self.num_classes, latents.shape[0], "StyleGANGenerator")
         x = latents.astype(jnp.float32)
         if self.num_classes:
@@ -182,7 +183,7 @@ class StyleGANGenerator(nn.Module):
         check_resolution(self.resolution, "StyleGANGenerator")
         return 2 * (self.resolution.bit_length() - 2)
 
-    def map(self, latents: Float[Array, "n z"], labels: Int[Array, "m"] | None = None) -> Float[Array, "n w"]:
+    def map(self, latents: Float[Array, "n z"], labels: Labels = None) -> Float[Array, "n w"]:
         """Latents to w."""
         check_latents(latents, self.latent_features, "StyleGANGenerator")
         return self.mapping(latents, labels)
@@ -221,7 +222,7 @@ class StyleGANGenerator(nn.Module):
         strength = jnp.broadcast_to(strength, (self.layers,))
         return self.synthesis(w, stage, fade, strength, train)
 
-    def _mixed(self, w: Array, labels: Array | None, stage: int) -> Array:
+    def _mixed(self, w: Array, labels: Labels, stage: int) -> Array:
         """Styles of a second latent from a layer on, for the share `mixing` of the images."""
         keys = _per_example(self.make_rng("mixing"), w.shape[0])
         draws = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
@@ -235,7 +236,7 @@ class StyleGANGenerator(nn.Module):
     def __call__(
         self,
         latents: Float[Array, "n z"],
-        labels: Int[Array, "m"] | None = None,
+        labels: Labels = None,
         *,
         stage: int | None = None,
         fade: Fade = None,
