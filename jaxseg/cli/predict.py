@@ -165,7 +165,7 @@ def _detect(config: Predict, files: list[tuple[pathlib.Path, pathlib.Path]], mod
 def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
     """Segment photographs or folders with what a run trained, or with published weights.
 
-    What is written goes to the folder predictions, or --out. By default an image is scaled to fit the size that the model trained at. --window slides over it at its own size
+    By default an image is scaled to fit the size that the model trained at. --window slides over it at its own size
     instead; --scales and --flip average probabilities over scaled and mirrored images; --shard spatial=8 sees an
     image whole that no one of eight devices could hold. PSPNet's protocol on VOC is
     --window 473x473 --long-side 512 --scales 0.5 0.75 1 1.25 1.5 1.75 --flip. Unreadable files are skipped, named
