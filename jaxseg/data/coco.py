@@ -168,9 +168,8 @@ def _listed(path: pathlib.Path, folder: pathlib.Path, entries: Any, problems: li
 
 def _wrong(annotation: Any, listed: Any, classes: Any) -> str | None:
     """What an annotation lacks that nothing can stand in for."""
-    missing = [
-        k for k in ("image_id", "category_id", "bbox") if not isinstance(annotation, dict) or k not in annotation
-    ]
+    needed = ("image_id", "category_id", "bbox")
+    missing = [k for k in needed if not isinstance(annotation, dict) or k not in annotation]
     if missing:
         return f"has no {', '.join(missing)}"
     if annotation["image_id"] not in listed:

@@ -89,7 +89,7 @@ def test_coco_names_every_entry_that_lacks_something(tmp_path):
     path.write_text(json.dumps(tree))
     with pytest.raises(DataError) as error:
         coco(images, path)
-    said = str(error.value)
+    said = "\n".join(error.value.problems)
     for words in ("has no bbox", "has no image_id", "has no category_id", "number 8 of the list has no image_id, cat"):
         assert words in said
     assert said.count("annotation 9001 has bbox") == 4
@@ -98,7 +98,7 @@ def test_coco_names_every_entry_that_lacks_something(tmp_path):
     assert "image id 1 is listed twice, for 1.jpg and 1.jpg" in said
     assert "image number 5 of the list has no file_name, height, width" in said
     assert "image eight: id, height and width are whole numbers" in said
-    assert f"{path}: 12 problem(s)" in said
+    assert f"{path}: 12 problem(s)" in str(error.value)
     bare = [without(annotation(1, 3, (1, 1, 5, 5)), "id"), annotation(1, 7, (2, 2, 9, 9)) | {"area": None}]
     source = coco(*make_coco(tmp_path, bare))
     assert source.annotations[0][0]["id"] == bare[1]["id"] + 1
@@ -195,6 +195,14 @@ def test_instance_maps_are_renumbered(tmp_path):
         instance_folder(tmp_path, "train")
     with pytest.raises(DataError, match="no such folder"):
         instance_folder(tmp_path, "test")
+    make_instances(tmp_path, "twice", 2)
+    picture(tmp_path / "twice" / "images" / "0.png")
+    with pytest.raises(DataError, match=r"1 file\(s\)(.|\n)*0\.png: 0\.jpg beside it has the same stem"):
+        instance_folder(tmp_path, "twice")
+    (tmp_path / "twice" / "images" / "0.png").unlink()
+    picture(tmp_path / "twice" / "instances" / "1.png")
+    with pytest.raises(DataError, match=r"1\.png: a colour mask without a palette; save ids as a 16-bit PNG"):
+        instance_folder(tmp_path, "twice")[1]
     make_instances(tmp_path, "blank", 1, objects=0)
     assert instance_folder(tmp_path, "blank")[0]["boxes"].shape == (0, 4)
     picture(tmp_path / "blank" / "images" / "0.jpg", size=(H, W + 2))

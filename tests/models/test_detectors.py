@@ -242,7 +242,7 @@ def test_group_norm_is_its_definition(channels, groups):
             expected[n, ..., own] = (part - part.mean()) / np.sqrt(part.var() + 1e-5)
     expected = expected * np.asarray(variables["params"]["scale"]) + np.asarray(variables["params"]["bias"])
     for train in (True, False):
-        np.testing.assert_allclose(GroupNorm().apply(variables, x, train=train), expected, atol=2e-4)
+        np.testing.assert_allclose(GroupNorm().apply(variables, jnp.asarray(x), train=train), expected, atol=2e-4)
     half = GroupNorm().apply(variables, jnp.asarray(x, jnp.bfloat16), train=False)
     assert half.dtype == jnp.bfloat16  # rounded going in and out, not in between, where 40 would drown the rest
     np.testing.assert_allclose(np.asarray(half, np.float32), expected, atol=0.3)
@@ -324,6 +324,14 @@ def test_names_of_older_files():
     )
     loaded = from_published(old, model).variables
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded, variables))
+
+
+@pytest.mark.parametrize("value", [255.0, -1.0, np.nan, np.inf])
+def test_detect_refuses_floats_that_are_no_pixels(value):
+    images = np.full((2, 40, 50, 3), 0.5, np.float32)
+    images[1, 3, 4, 0] = value
+    with pytest.raises(ValueError, match=r"floats in 0\.\.1, image 1 has .*; divide by 255, or give uint8"):
+        detect(*filled("maskrcnn_resnet50_fpn"), images)
 
 
 def test_detect_gives_each_image_its_own_pixels():
