@@ -15,7 +15,7 @@ from jaxseg.data.augment import normalize
 from jaxseg.losses.detection import BETA, box_losses, mask_loss, proposal_losses
 from jaxseg.metrics.detection import average_precision, score_histogram
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
-from jaxseg.ops.boxes import BOX_WEIGHTS, Proposals, clip_boxes, encode_boxes
+from jaxseg.ops.boxes import BOX_WEIGHTS, Proposals, clip_boxes, encode_boxes, given_proposals
 from jaxseg.ops.masks import Instances, crop_instances, crop_masks, instances_of, paste_masks
 from jaxseg.ops.matching import Sampled, match, sample
 from jaxseg.train import Modules, TrainFns, TrainState, augmented, frozen_in, without
@@ -214,9 +214,7 @@ def detection(
         truth = Instances(*sound, truth.beyond)
         proposals = None
         if "proposals" in batch:
-            boxes = jnp.asarray(batch["proposals"], jnp.float32)
-            there = (boxes[..., 2:] > boxes[..., :2]).all(-1)
-            proposals = Proposals(boxes, there.astype(jnp.float32), there)
+            proposals = given_proposals(jnp.asarray(batch["proposals"], jnp.float32))
             if key is not None and (augment or batch_augment):
                 raise ValueError("proposals that come with a batch do not move with it: train without augment")
         images = normalize(example["image"])
