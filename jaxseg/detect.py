@@ -17,6 +17,8 @@ from jaxseg.ops.masks import paste_masks
 
 __all__ = ["detect", "scaled_size"]
 
+ROUNDING = 1e-3  # by how much a float image may leave 0..1, as one does that was resampled
+
 
 def scaled_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
     """`size` (h, w) scaled until its short side is `min_size`, or its long side `max_size`; rounded down."""
@@ -92,6 +94,9 @@ def _checked(images: Any) -> list[np.ndarray]:
             raise ValueError(f"detect needs RGB images [h, w, 3], image {i} has shape {image.shape}")
         if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
             raise ValueError(f"detect needs uint8 images, or floats in 0..1, image {i} is {image.dtype}")
+        low, high = image.min(), image.max()
+        if image.dtype != np.uint8 and not (low >= -ROUNDING and high <= 1 + ROUNDING):  # or NaN
+            raise ValueError(f"detect needs floats in 0..1, image {i} has {low}..{high}; divide by 255, or give uint8")
     return arrays
 
 
@@ -115,7 +120,8 @@ def detect(
     `proposals` are boxes XYXY of each image, in its pixels, for a detector without its own (R-CNN, Fast R-CNN); by
     default `jaxseg.data.selective_search` finds them.
 
-    Raises ValueError for what is not an RGB image, for a canvas that is too small, and for proposals that do not fit.
+    Raises ValueError for what is not an RGB image, for floats that leave 0..1 or are not finite, for a canvas that is
+    too small, and for proposals that do not fit.
     """
     arrays = _checked(images)
     if not arrays:

@@ -2,6 +2,10 @@
 
 The program maps images as the model takes them (float32 `[n, h, w, 3]`, RGB, normalised) to its logits, or, of a
 detector, to its boxes, scores, classes, masks and `valid`, suppression included; a generator's takes latents.
+
+Beside the images a detector's program takes their true sizes, int32 `[n, 2]` (h, w), below and to the right of which
+they are padding; that of one without proposals of its own (R-CNN, Fast R-CNN) also boxes, float32
+`[n, max_proposals, 4]`, of which those without area are padding.
 """
 
 import dataclasses
@@ -18,6 +22,8 @@ import numpy as np
 from jax import export
 from jaxtyping import PyTree
 
+from jaxseg.ops.boxes import given_proposals
+
 __all__ = ["PLATFORMS", "export_onnx", "export_stablehlo", "forward", "run_artifact"]
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -28,6 +34,8 @@ def forward(model: nn.Module, variables: PyTree) -> Callable[..., Any]:
     """Images to logits, or to a dict of arrays for a model with several outputs; the weights are constants of it."""
 
     def apply(*inputs: Any) -> Any:
+        if hasattr(model, "detect_boxes") and len(inputs) == 3:
+            inputs = (*inputs[:2], given_proposals(inputs[2]))
         output: Any = model.apply(variables, *inputs, train=False)
         if hasattr(output, "logits"):
             return output.logits
@@ -46,7 +54,17 @@ def _inputs(
     n = "n" if batch is None else str(batch)
     for hw in OPEN_SIZES if size is None else (f"{size[0]}, {size[1]}",):
         images = jax.ShapeDtypeStruct(export.symbolic_shape(f"{n}, {hw}, 3"), jnp.float32)
-        yield model.inputs(images) if hasattr(model, "inputs") else (images,)
+        if hasattr(model, "detect_boxes"):
+            yield images, *_with_images(model, images.shape[0])
+        else:
+            yield model.inputs(images) if hasattr(model, "inputs") else (images,)
+
+
+def _with_images(detector: Any, n: Any) -> Iterator[jax.ShapeDtypeStruct]:
+    """What a detector is told beside its `n` images."""
+    yield jax.ShapeDtypeStruct((n, 2), jnp.int32)
+    if not hasattr(detector, "propose"):
+        yield jax.ShapeDtypeStruct((n, detector.max_proposals, 4), jnp.float32)
 
 
 def export_stablehlo(
@@ -99,10 +117,10 @@ def export_onnx(model: nn.Module, variables: PyTree, *, size: tuple[int, int], b
         raise ImportError(
             "ONNX needs the converter: pip install 'jaxseg[onnx]' && pip install --no-deps jax2onnx"
         ) from error
-    shape = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
+    shapes = list(next(_inputs(model, size, batch)))
     # ONNX has no platforms to choose by, and the converter no such primitive
     with mock.patch.object(jax.lax, "platform_dependent", _default_form):
-        return to_onnx(forward(model, variables), inputs=[shape]).SerializeToString()
+        return to_onnx(forward(model, variables), inputs=shapes).SerializeToString()
 
 
 def run_artifact(path: str | os.PathLike, *inputs: Any) -> Any:

@@ -3,6 +3,7 @@
 A model takes its norm as a constructor and calls it as `norm(dtype=dtype, name=name)(x, train=train)`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ __all__ = [
     "EqualizedDense",
     "FCNHead",
     "FrozenBatchNorm",
+    "GroupNorm",
     "at_least_float32",
     "divisible_by_8",
 ]
@@ -95,6 +97,33 @@ class FrozenBatchNorm(nn.Module):
         kept = {k: self.variable("batch_stats", k, f, x.shape[-1:], jnp.float32).value for k, f in start.items()}
         factor = kept["scale"] * jax.lax.rsqrt(kept["var"] + self.epsilon)
         return (x * factor + (kept["bias"] - kept["mean"] * factor)).astype(self.dtype or x.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu and He 2018, equation 2): each example by the statistics of its groups of channels.
+
+    Groups are of neighbouring channels and `groups` in number, or, where the channels do not divide by that, the
+    greatest common divisor: 24 channels have 8 groups of 3. Statistics, of all of an example's places, are float32
+    where the compute dtype is less. Nothing is kept from batch to batch, and `train` makes no difference.
+    `x` is `[n, ..., C]`.
+    """
+
+    groups: int = 32
+    epsilon: float = 1e-5
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n *s c"], *, train: bool) -> Float[Array, "n *s c"]:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        groups = math.gcd(self.groups, channels)
+        grouped = at_least_float32(x).reshape(*x.shape[:-1], groups, channels // groups)
+        axes = (*range(1, x.ndim - 1), x.ndim)  # the places, and the channels of a group
+        mean = grouped.mean(axes, keepdims=True)
+        var = jnp.square(grouped - mean).mean(axes, keepdims=True)
+        normal = ((grouped - mean) * jax.lax.rsqrt(var + self.epsilon)).reshape(x.shape)
+        return (normal * scale + bias).astype(self.dtype or x.dtype)
 
 
 class Dropout(nn.Module):

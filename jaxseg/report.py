@@ -73,16 +73,17 @@ def finish_detection(
     `score` is as in `jaxseg.predict.score_objects`. Prints the scores as a Markdown table, and gives them.
     """
     scores = score_objects(model, variables, held_out, batch=batch, pictures=pictures, score=score)
+    print("\n" + average_precision_table(scores))
+    out.mkdir(parents=True, exist_ok=True)
+    staged = out / "results.json.tmp"  # before the pictures: the scores took hours
+    finite = {k: v if np.isfinite(v) else None for k, v in scores.items()}
+    staged.write_text(json.dumps({"scores": finite, "config": dict(config)}, indent=1) + "\n")
+    os.replace(staged, out / "results.json")
     images = [held_out[i]["image"] for i in range(min(panels, len(held_out)))]
     side = -(-model.max_size // 32) * 32
     found = [detect(model, variables, [image], canvas=(side, side))[0] for image in images]
     drawn = [draw_detections(i, f, held_out.class_names, held_out.palette) for i, f in zip(images, found, strict=True)]
     save_tiles(out / "detections.png", drawn)
-    print("\n" + average_precision_table(scores))
-    staged = out / "results.json.tmp"
-    finite = {k: v if np.isfinite(v) else None for k, v in scores.items()}
-    staged.write_text(json.dumps({"scores": finite, "config": dict(config)}, indent=1) + "\n")
-    os.replace(staged, out / "results.json")
     print(f"wrote results.json and detections.png in {out}")
     return scores
 

@@ -1,8 +1,9 @@
 """Detectors through the one seam of training: sampling by keys, losses, and scores that add up."""
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ from jaxseg.data.augment import normalize
 from jaxseg.losses.detection import BETA, box_losses, mask_loss, proposal_losses
 from jaxseg.metrics.detection import average_precision, score_histogram
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
-from jaxseg.ops.boxes import BOX_WEIGHTS, Proposals, encode_boxes
+from jaxseg.ops.boxes import BOX_WEIGHTS, Proposals, clip_boxes, encode_boxes, given_proposals
 from jaxseg.ops.masks import Instances, crop_instances, crop_masks, instances_of, paste_masks
 from jaxseg.ops.matching import Sampled, match, sample
 from jaxseg.train import Modules, TrainFns, TrainState, augmented, frozen_in, without
@@ -49,6 +50,31 @@ class _Prepared(NamedTuple):
     truth: Instances
     sizes: Any  # int32 [n, 2], or None: the whole canvas
     proposals: Proposals | None
+    bad: Any  # int32 [n]: objects that are none, see `_sound`
+    homeless: Any  # int32 [n]: objects that had no place
+
+
+def _sound(boxes: Any, classes: Any, valid: Any, sizes: Any, num_classes: int) -> tuple[Array, Array, Array, Array]:
+    """The objects `[n, g]` cut to their pictures, those without area there or a class in range no longer valid.
+
+    Boxes, classes, validity, and of each image how many were lost. Such an object would make the loss infinite, or
+    silently another.
+    """
+    boxes = clip_boxes(boxes, sizes)
+    good = valid & (boxes[..., 2:] > boxes[..., :2]).all(-1) & (classes >= 1) & (classes < num_classes)
+    lost = jnp.sum(valid & ~good, 1, dtype=jnp.int32)
+    return jnp.where(good[..., None], boxes, 0), jnp.where(good, classes, 0), good, lost
+
+
+def _sizes(example: PyTree) -> Array:
+    n, h, w = example["image"].shape[:3]
+    return example.get("size", jnp.broadcast_to(jnp.array([h, w], jnp.int32), (n, 2)))
+
+
+def _objects_beyond(instances: Array, label: Array, g: int) -> Array:
+    """How many ids above `g` an id map `[h, w]` shows with a class."""
+    ids = jnp.sort(jnp.where((label > 0) & (label != 255), jnp.maximum(instances, g), g), axis=None)
+    return jnp.sum(ids[1:] != ids[:-1], dtype=jnp.int32) + (ids[0] > g)
 
 
 def _anchor_terms(scores: Any, anchors: Array, truth: Instances, keys: Array, how: Sampling) -> tuple[Array, Array]:
@@ -147,41 +173,52 @@ def detection(
     gives them: `boxes`, `classes`, `valid` and, to learn masks, `masks`; those that had no place are background, and
     the metric `instances_beyond` counts them. Or as maps: `instances` int `[N, H, W]`, the ids 1.. of the objects,
     and `label` int `[N, H, W]`, the class of each pixel; boxes are then those around what is seen of an object, ids
-    above `max_instances` are background, and `pixels_beyond` counts their pixels. A batch may hold `proposals`
-    `[N, P, 4]` for a detector without its own; those without area are padding.
+    above `max_instances` are background, `instances_beyond` counts them and `pixels_beyond` their pixels. A batch may
+    hold `proposals` `[N, P, 4]` for a detector without its own; those without area are padding.
+
+    Boxes are cut to their pictures. Objects without area there, and those whose class is not in 1..num_classes - 1, are
+    background, and the metric `instances_bad` counts them.
 
     `augment` are functions of (key, example) as in `supervised`, and then `batch_augment` of (key, examples), such as
     `jaxseg.data.copy_paste`. `frozen` is as in `supervised`, with `jaxseg.train.first_stages`.
 
     `evaluate` matches detections to objects, as COCO does but without crowds, at an IoU of 0.5, of boxes and of masks,
     and sums histograms of their scores; `summarize` has the average precision from them. Places that fill up a last
-    batch (`index` -1) do not count.
+    batch (`index` -1) do not count. Objects that are `instances_beyond` or `instances_bad` are not asked for:
+    `summarize` has their numbers too, and warns where there are any.
     """
     if callable(frozen) or frozen:
         optimizer = without(optimizer, frozen)
+    num_classes: int = model.num_classes  # type: ignore[attr-defined]
 
     def prepared(batch: PyTree, key: PRNGKeyArray | None) -> _Prepared:
         example = {k: jnp.asarray(batch[k], t) for k, t in _TRUTH.items() if k in batch}
         example["image"] = jnp.asarray(batch["image"], jnp.float32) / 255
+        fields, bad = ("boxes", "classes", "valid"), cast(Any, None)
+        if "boxes" in example:  # before augmentations, which drop what leaves the picture
+            *sound, bad = _sound(*(example[k] for k in fields), _sizes(example), num_classes)
+            example |= zip(fields, sound, strict=True)
         if key is not None:
             example = augmented(augment, key, example)
             for position, mix in enumerate(batch_augment, len(augment)):
                 example = mix(jax.random.fold_in(key, position), example)
         if "boxes" in example:
-            beyond = example.get("beyond", jnp.zeros(example["image"].shape[0], jnp.int32))
-            truth = Instances(example["boxes"], example["classes"], example["valid"], beyond)
+            homeless = example.get("beyond", jnp.zeros(example["image"].shape[0], jnp.int32))
+            truth = Instances(example["boxes"], example["classes"], example["valid"], homeless)
             masks = example.get("masks")
         else:
-            truth = jax.vmap(functools.partial(instances_of, g=max_instances))(example["instances"], example["label"])
-            masks = example["instances"]
+            masks, label = example["instances"], example["label"]
+            truth = jax.vmap(functools.partial(instances_of, g=max_instances))(masks, label)
+            homeless = jax.vmap(functools.partial(_objects_beyond, g=max_instances))(masks, label)
+        *sound, lost = _sound(*truth[:3], _sizes(example), num_classes)
+        truth = Instances(*sound, truth.beyond)
         proposals = None
         if "proposals" in batch:
-            boxes = jnp.asarray(batch["proposals"], jnp.float32)
-            there = (boxes[..., 2:] > boxes[..., :2]).all(-1)
-            proposals = Proposals(boxes, there.astype(jnp.float32), there)
+            proposals = given_proposals(jnp.asarray(batch["proposals"], jnp.float32))
             if key is not None and (augment or batch_augment):
                 raise ValueError("proposals that come with a batch do not move with it: train without augment")
-        return _Prepared(normalize(example["image"]), masks, truth, example.get("size"), proposals)
+        images = normalize(example["image"])
+        return _Prepared(images, masks, truth, example.get("size"), proposals, lost if bad is None else bad, homeless)
 
     def init(key: PRNGKeyArray, batch: PyTree) -> TrainState:
         shape = (1, *batch["image"].shape[1:])
@@ -215,9 +252,11 @@ def detection(
         ema_params = state.ema_params
         if ema_decay is not None:
             ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay)
-        what = "instances_beyond" if "boxes" in batch else "pixels_beyond"
-        beyond = batch_sum(jnp.sum(seen.truth.beyond))
-        metrics = {"loss": value, **losses, "grad_norm": optax.global_norm(grads), what: beyond}
+        counts = {"instances_beyond": seen.homeless, "instances_bad": seen.bad}
+        if "boxes" not in batch:
+            counts["pixels_beyond"] = seen.truth.beyond
+        counts = {name: batch_sum(jnp.sum(count)) for name, count in counts.items()}
+        metrics = {"loss": value, **losses, "grad_norm": optax.global_norm(grads), **counts}
         return TrainState(state.step + 1, params, model_state, opt_state, ema_params), metrics
 
     def evaluate(state: TrainState, batch: PyTree) -> PyTree:
@@ -227,18 +266,30 @@ def detection(
         variables = {"params": params, **state.model_state}
         found: Any = model.apply(variables, seen.images, seen.sizes, *given, train=False)
         size = (seen.images.shape[1], seen.images.shape[2])
+        there = jnp.ones(seen.images.shape[0], bool)
         if "index" in batch:
             there = jnp.asarray(batch["index"]) >= 0
             found = found.replace(valid=found.valid & there[:, None])
 
         def one(found: Any, masks: Array | None, truth: Instances) -> PyTree:
             pasted = None if found.masks is None else paste_masks(found.masks, found.boxes, size) > 0.5
-            return score_histogram(found, truth, pasted, masks, model.num_classes)  # type: ignore[attr-defined]
+            return score_histogram(found, truth, pasted, masks, num_classes)
 
         sums = jax.vmap(one)(found, seen.masks, seen.truth)
+        for name, count in (("instances_beyond", seen.homeless), ("instances_bad", seen.bad)):
+            sums[name] = jnp.where(there, count, 0)
         return batch_sum(jax.tree.map(lambda x: x.sum(0), sums))
 
     def summarize(sums: PyTree) -> dict[str, float]:
-        return average_precision(sums)
+        counts = {name: float(sums[name]) for name in ("instances_beyond", "instances_bad")}
+        for name, why in (
+            ("instances_beyond", "had no place: raise max_instances"),
+            ("instances_bad", f"have no area in their picture, or a class outside 1..{num_classes - 1}"),
+        ):
+            if counts[name]:
+                warnings.warn(
+                    f"{counts[name]:.0f} object(s) were not asked for in evaluation: they {why}", stacklevel=2
+                )
+        return average_precision(sums) | counts
 
     return TrainFns(init, update, evaluate, summarize)

@@ -134,7 +134,7 @@ def draw_detections(
     for i in shown:
         colour = tuple(int(c) for c in palette[classes[i]])
         x0, y0, x1, y1 = (float(v) * zoom for v in boxes[i])
-        pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=2)
+        pen.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=colour, width=2)
         text = f"{class_names[classes[i]]} {scores[i]:.2f}"
         left, top, right, bottom = pen.textbbox((x0 + 3, max(y0 - 13, 0)), text)
         pen.rectangle((left - 3, top - 1, right + 3, bottom + 1), fill=colour)

@@ -1,7 +1,10 @@
 """`jaxseg predict` with a detector: figure, COCO's JSON and instance map of a photograph."""
 
 import json
+import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from models.test_detectors import filled
 from PIL import Image
@@ -9,9 +12,12 @@ from pycocotools import mask as coco_mask
 from safetensors.numpy import save_file
 from test_cli import jaxseg_command
 
+from jaxseg import checkpoint
 from jaxseg.cli import detect as cli_detect
-from jaxseg.cli.detect import COCO_NAMES
-from jaxseg.weights import to_published
+from jaxseg.cli.detect import COCO_NAMES, class_names
+from jaxseg.data import voc_palette
+from jaxseg.runs import model_config
+from jaxseg.weights import save_model, to_published
 
 
 def test_coco_names():
@@ -45,9 +51,47 @@ def test_what_is_no_detector_and_no_weights(tmp_path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
     words = ("predict", "maskrcnn_resnet50_fpn", tmp_path / "photo.png", "--out", tmp_path / "out")
     assert jaxseg_command(*words) == 2
-    assert "needs --weights" in capsys.readouterr().err
+    assert "add --weights" in capsys.readouterr().err
     save_file({"a": np.zeros(3, np.float32)}, tmp_path / "w.safetensors")
     assert jaxseg_command(*words, "--weights", tmp_path / "w.safetensors") == 2
     assert "holds no detector" in capsys.readouterr().err
     assert jaxseg_command("train", "maskrcnn_resnet50_fpn", "--out", tmp_path / "run") == 2
     assert "experiments/shapes_mask_rcnn.py" in capsys.readouterr().err
+
+
+def test_predict_takes_the_folders_of_runs_and_of_converted_checkpoints(tmp_path, monkeypatch, capsys):
+    model, variables = filled("fasterrcnn_resnet50_fpn")
+    for module in ("jaxseg.runs", "jaxseg.weights.convert", "jaxseg.cli.trained"):
+        monkeypatch.setattr(f"{module}.create_model", lambda name, num_classes=None, **fields: model)
+    name, classes = "fasterrcnn_resnet50_fpn", ("background", "cat", "dog")
+    save_model(tmp_path / "converted", variables, name, 3)
+    config = model_config(name, 3, (64, 64), classes, voc_palette(3))
+    manager = checkpoint.open_checkpoints(tmp_path / "run" / "checkpoints")
+    state = {"params": variables["params"], "model_state": {"batch_stats": variables["batch_stats"]}}
+    checkpoint.save(manager, 1, jax.tree.map(jnp.asarray, state), config)
+    checkpoint.wait(manager)
+    manager.close()
+    assert class_names(tmp_path / "run", 3) == classes
+    assert class_names(tmp_path / "converted", 3) == ("background", "class 1", "class 2")
+    (tmp_path / "photos").mkdir()
+    for file in ("17.png", "b.png", "c.png"):
+        pixels = np.random.default_rng(len(file)).integers(0, 256, (12, 12, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+        Image.fromarray(pixels).save(tmp_path / "photos" / file)
+    monkeypatch.chdir(tmp_path)
+    texts = []
+    for words in (("run",), ("converted", "--batch", 2), (name, "--weights", "run"), (name, "--weights", "converted")):
+        assert jaxseg_command("predict", *words, "photos") == 0  # into the default folder
+        assert "found the objects in 3 of 3 images into predictions" in capsys.readouterr().out
+        texts.append([json.loads((tmp_path / "predictions" / f"{s}_detections.json").read_text()) for s in ("17", "b")])
+        shutil.rmtree(tmp_path / "predictions")
+    assert texts[0] == texts[2] == texts[3]
+    assert [row["image_id"] for rows in texts[0] for row in rows[:1]] == [17, "b.png"]  # COCO's ids are numbers
+    for ours, expected in zip(texts[1], texts[0], strict=True):
+        np.testing.assert_allclose([r["bbox"] for r in ours], [r["bbox"] for r in expected], atol=1e-2)
+    words = ("predict", "run", "photos", "--window", "32x32", "--flip", "--long-side", 40, "--shard", "spatial=8")
+    assert jaxseg_command(*words) == 2
+    assert "--window, --long-side, --flip, --shard are for semantic models" in capsys.readouterr().err
+    assert jaxseg_command("predict", "run", "photos", "--classes", 5) == 2
+    assert "--classes 5: the weights score 3" in capsys.readouterr().err
+    assert jaxseg_command("predict", "run", "photos", "--batch", 0) == 2
+    assert "--batch is at least 1" in capsys.readouterr().err

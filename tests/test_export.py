@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.named import fill, image
-from models.test_detectors import compiled, filled
+from models.test_detectors import compiled, filled, init_shapes, small
 from models.test_generation import case
 from safetensors.numpy import save_file
 
@@ -21,7 +21,9 @@ from jaxseg.backbones.resnet import resnet50
 from jaxseg.backbones.vgg import vgg16_bn
 from jaxseg.cli import detect as cli_detect
 from jaxseg.cli import main
+from jaxseg.cli.export import _example
 from jaxseg.export import export_onnx, export_stablehlo, forward, run_artifact
+from jaxseg.ops.boxes import Proposals
 from jaxseg.weights import save_model, to_published
 
 RESNET = functools.partial(resnet50, depths=(1, 1, 2, 2), features=(4, 8, 12, 16))
@@ -122,14 +124,14 @@ import pathlib, sys
 from models.test_detectors import filled
 from jaxseg.export import export_stablehlo
 program = export_stablehlo(*filled("maskrcnn_resnet50_fpn"), size=(64, 96))
-assert program.in_avals[0].str_short() == "float32[n,64,96,3]"
+assert [aval.str_short() for aval in program.in_avals] == ["float32[n,64,96,3]", "int32[n,2]"]
 pathlib.Path(sys.argv[1]).write_bytes(program.serialize())
 """
 DETECTIONS = """
 import sys, numpy, jax
 from jax import export
 program = export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
-numpy.savez(sys.argv[3], **program.call(numpy.load(sys.argv[2])))
+numpy.savez(sys.argv[3], **program.call(*numpy.load(sys.argv[2]).values()))
 assert not [name for name in sys.modules if name.startswith(("jaxseg", "flax"))]
 """
 
@@ -141,11 +143,14 @@ def test_mask_rcnn_with_its_suppression_runs_without_jaxseg(tmp_path):
     environment = os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", EXPORT, str(tmp_path / "mask.stablehlo")], check=True, env=environment)
     images = np.random.default_rng(0).standard_normal((2, 64, 96, 3), np.float32)
-    np.save(tmp_path / "in.npy", images)
-    files = [str(tmp_path / f) for f in ("mask.stablehlo", "in.npy", "out.npz")]
+    sizes = np.array([[64, 96], [40, 50]], np.int32)
+    np.savez(tmp_path / "in.npz", images, sizes)
+    files = [str(tmp_path / f) for f in ("mask.stablehlo", "in.npz", "out.npz")]
     subprocess.run([sys.executable, "-c", DETECTIONS, *files], check=True, cwd=tmp_path)
-    found, want = np.load(tmp_path / "out.npz"), compiled("maskrcnn_resnet50_fpn")(variables, images)
-    assert want.valid.any()
+    found, want = np.load(tmp_path / "out.npz"), compiled("maskrcnn_resnet50_fpn")(variables, images, sizes)
+    assert want.valid.any(1).all()
+    for (h, w), boxes, valid in zip(sizes, found["boxes"], found["valid"], strict=True):
+        assert (boxes[valid] <= [w, h, w, h]).all()  # nothing is found in the padding
     np.testing.assert_array_equal(found["valid"], want.valid)
     np.testing.assert_array_equal(found["classes"], want.classes)
     np.testing.assert_allclose(found["boxes"], want.boxes, atol=1e-2)  # pixels
@@ -167,7 +172,31 @@ def test_the_command_exports_a_detector(tmp_path, monkeypatch, capsys):
     assert command(*words) == 2
     assert "give --size, a canvas such as 800x1344" in capsys.readouterr().err
     assert command(*words, "--size", "64x96", "--batch", 1) == 0
-    assert "float32[1,64,96,3] -> (1, 10, 4)" in capsys.readouterr().out
+    assert "float32[1,64,96,3] int32[1,2] -> (1, 10, 4)" in capsys.readouterr().out
+
+
+def test_what_proposes_nothing_takes_proposals(tmp_path):
+    model, variables = proposed_to()
+    program = export_stablehlo(model, variables, size=(64, 96), batch=2, platforms=("cpu",))
+    assert [a.str_short() for a in program.in_avals] == ["float32[2,64,96,3]", "int32[2,2]", "float32[2,24,4]"]
+    (tmp_path / "fast.stablehlo").write_bytes(program.serialize())
+    images, sizes, boxes = _example(model, 2, (64, 96))
+    assert (sizes == [48, 96]).all()
+    boxes[1, 5:] = 0  # padding
+    found = run_artifact(tmp_path / "fast.stablehlo", images, sizes, boxes)
+    valid = np.ones((2, 24), bool)
+    valid[1, 5:] = False
+    given = Proposals(boxes, valid.astype(np.float32), valid)
+    want = jax.jit(functools.partial(model.apply, train=False))(variables, images, sizes, given)
+    np.testing.assert_array_equal(found["valid"], want.valid)
+    np.testing.assert_allclose(found["boxes"], want.boxes, atol=1e-2)
+    assert found["valid"].any(1).all()
+    assert (found["boxes"] <= [96, 48, 96, 48]).all()
+
+
+def proposed_to():
+    model = small("fastrcnn_vgg16").clone(max_proposals=24, box_score_thresh=0.05)
+    return model, fill(init_shapes(model))
 
 
 @pytest.mark.parametrize(("name", "batch"), [("stylegan_generator", None), ("progan_discriminator", 4)])

@@ -34,7 +34,7 @@ MAY = {
     "train_detection": {"ops", "losses", "metrics", "data", "train"},
     "interruption": set(),
     "fit": {"checkpoint", "data", "interruption", "parallel", "runlog", "train"},
-    "export": set(),
+    "export": {"ops"},
     "programs": {"losses", "models", "train", "train_adversarial", "train_detection", "train_style"},
     "aot": {"parallel", "programs"},
     "bench": {"aot", "losses", "programs", "train"},

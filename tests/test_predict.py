@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from jaxseg.metrics import segmentation_scores
-from jaxseg.models import SegmentationOutput, create_model
+from jaxseg.models import Detections, SegmentationOutput, create_model
 from jaxseg.predict import batch_predictor, labels_at, overlap_tile, predictor, score
-from jaxseg.visualize import colorize, overlay, palette_image, save_panels
+from jaxseg.visualize import colorize, draw_detections, overlay, palette_image, save_panels
 
 
 def box_mean(image, reach):
@@ -113,6 +113,16 @@ def _takes(model, size):
     except ValueError:
         return False
     return True
+
+
+def test_an_object_narrower_than_a_pixel_is_drawn():
+    boxes = np.array([[10, 10, 10.5, 50], [20, 30, 60, 30.2]], np.float32)
+    found = Detections(boxes, np.array([0.9, 0.8]), np.array([1, 1]), None, np.ones(2, bool))
+    palette = np.array([[0, 0, 0], [255, 0, 0]], np.uint8)
+    drawn = draw_detections(np.zeros((500, 600, 3), np.uint8), found, ("background", "thing"), palette)
+    assert drawn.shape == (500, 600, 3)
+    assert (drawn[30, 10] == [255, 0, 0]).all()
+    assert (drawn[30, 40] == [255, 0, 0]).all()
 
 
 def test_pictures(tmp_path):

@@ -1,5 +1,6 @@
 """Average precision of a detector on a source: every picture once, masks at their own sizes."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from models.test_detectors import filled
 
+from jaxseg import report
 from jaxseg.metrics.coco import coco_average_precision
 from jaxseg.metrics.voc import voc_average_precision
 from jaxseg.predict import detect, detect_source, found_objects, score_objects, true_objects
@@ -65,3 +67,14 @@ def test_crowds_and_areas_come_from_the_source(tmp_path):
     missed = missed._replace(scores=found.scores[:2], masks=found.masks[:2])
     assert coco_average_precision([truth], [missed], source.class_names)["mask_ap"] == pytest.approx(1)
     assert coco_average_precision([truth._replace(crowd=None)], [missed], source.class_names)["mask_ap"] < 0.9
+
+
+def test_scores_are_written_before_the_pictures(tmp_path, monkeypatch):
+    model, variables = filled("maskrcnn_resnet50_fpn")
+    source = instance_folder(make_instances(tmp_path, count=2, size=(64, 80)), "train")
+    monkeypatch.setattr(report, "score_objects", lambda *args, **kwargs: {"map": 0.5, "ap/none": float("nan")})
+    monkeypatch.setattr(report, "detect", lambda *args, **kwargs: 1 / 0)  # no pictures
+    with pytest.raises(ZeroDivisionError):
+        report.finish_detection(tmp_path / "out", {"size": [64, 80]}, model, variables, source)
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written == {"scores": {"map": 0.5, "ap/none": None}, "config": {"size": [64, 80]}}

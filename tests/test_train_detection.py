@@ -32,6 +32,8 @@ def test_matching():
     assert plain.indices.tolist()[:5] == [0, 0, 0, 1, 1]
     rescued = match(true, valid, references, high=0.7, low=0.3, rescue=True)
     assert rescued.labels.tolist() == [1, IGNORED, 0, 1, 1, 0]  # the best of a box, ties too
+    apart = match(boxes_of([90, 90, 99, 99]), jnp.ones(1, bool), references, high=0.7, low=0.3, rescue=True)
+    assert apart.labels.tolist() == [0] * 6  # nothing is nearest to what nothing overlaps
     none = match(true, jnp.zeros(3, bool), references, high=0.7, low=0.3, rescue=True)
     assert none.labels.tolist() == [0] * 6
     assert match(true[:0], valid[:0], references, high=0.5, low=0.5).labels.tolist() == [0] * 6
@@ -208,7 +210,31 @@ def test_evaluation_adds_up_over_batches():
     assert together["objects"].sum() == sum(len(draw(5, i, (64, 64)).classes) for i in range(2))
     assert together["mask_right"].sum() + together["mask_wrong"].sum() > 0
     scores = fns.summarize(jax.tree.map(np.asarray, together))
-    assert set(scores) == {"box_ap50", "mask_ap50"}
+    assert set(scores) == {"box_ap50", "mask_ap50", "instances_beyond", "instances_bad"}
+    assert scores["instances_beyond"] == scores["instances_bad"] == 0
+
+
+def test_objects_of_a_map_without_a_place_or_a_class_are_counted():
+    fns, _, update, evaluate = trainer()
+    crowded = batch() | {"instances": np.zeros((2, 64, 64), np.int32), "label": np.zeros((2, 64, 64), np.int32)}
+    for i in range(9):  # of which 6 have a place
+        crowded["instances"][0, 7 * i : 7 * i + 5, 10:30], crowded["label"][0, 7 * i : 7 * i + 5, 10:30] = i + 1, 2
+    crowded["label"][0, 56:61] = 255  # the last is not to be judged
+    crowded["label"][0, :5, 10:30] = 7  # of classes up to 6
+    crowded["instances"][1, 3:9, 3:9] = 12  # background
+    _, metrics = update(start(), crowded, jax.random.key(0))
+    assert metrics["instances_beyond"] == 2
+    assert metrics["pixels_beyond"] > 0
+    assert metrics["instances_bad"] == 1
+    assert np.isfinite(metrics["loss"])
+    sums = jax.tree.map(np.asarray, evaluate(start(), crowded))
+    assert sums["objects"].sum() == 5
+    with pytest.warns(UserWarning, match="object") as said:
+        scores = fns.summarize(sums)
+    assert (scores["instances_beyond"], scores["instances_bad"]) == (2, 1)
+    messages = [str(w.message) for w in said]
+    assert any("2 object(s) were not asked for in evaluation: they had no place: raise max_inst" in m for m in messages)
+    assert any("1 object(s) were not asked" in m and "a class outside 1..6" in m for m in messages)
 
 
 @pytest.mark.parity

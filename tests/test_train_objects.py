@@ -80,6 +80,41 @@ def test_arrays_train_and_score_as_maps_do_and_frozen_stages_stay():
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), twice, sums)
     more = objects_batch() | {"beyond": np.array([3, 1], np.int32)}
     assert update(before, more, jax.random.key(7))[1]["instances_beyond"] == 4
+    assert evaluate(before, more)["instances_beyond"] == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("boxes", box) for box in ((5, 5, 5, 20), (20, 20, 5, 5), (200, 200, 220, 220), (np.nan,) * 4)),
+        *(("classes", c) for c in (0, -1, 7, 99)),
+    ],
+)
+def test_what_is_no_object_is_background_and_counted(field, value):
+    fns, update, evaluate = objects_trainer()
+    state = start().replace(opt_state=fns.init(jax.random.key(0), objects_batch()).opt_state)
+    bad, without = objects_batch(), objects_batch()
+    bad[field][0, 0], without["valid"][0, 0] = value, False
+    (_, metrics), (_, expected) = (update(state, b, jax.random.key(3)) for b in (bad, without))
+    assert (metrics["instances_bad"], expected["instances_bad"]) == (1, 0)
+    for name in expected.keys() - {"instances_bad"}:
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5, err_msg=name)
+    sums, wanted = evaluate(state, bad), evaluate(state, without)
+    assert sums["instances_bad"] == 1
+    np.testing.assert_array_equal(sums["objects"], wanted["objects"])
+
+
+def test_boxes_are_cut_to_their_picture():
+    fns, update, _ = objects_trainer()
+    state = start().replace(opt_state=fns.init(jax.random.key(0), objects_batch()).opt_state)
+    wide, cut = ({k: v for k, v in objects_batch().items()} for _ in range(2))
+    wide["boxes"][0, 0], cut["boxes"][0, 0] = (-9, -4, 30, 90), (0, 0, 30, 64)
+    for b in (wide, cut):
+        b["masks"] = np.zeros_like(b["masks"])
+        b["masks"][0, 0, :, :30] = True
+    (_, ours), (_, expected) = (update(state, b, jax.random.key(3)) for b in (wide, cut))
+    assert ours["instances_bad"] == 0
+    np.testing.assert_allclose(ours["loss"], expected["loss"], rtol=1e-5)
 
 
 def _second_only(like):

@@ -16,7 +16,7 @@ from jaxseg.predict import detect
 from jaxseg.visualize import draw_detections
 from jaxseg.weights import from_published, read_weights
 
-__all__ = ["COCO_NAMES", "detect_files", "load_detector"]
+__all__ = ["COCO_NAMES", "class_names", "detect_files", "load_detector"]
 
 # Lin et al. 2014: COCO's categories by their ids, of which eleven were never annotated
 # fmt: off
@@ -45,7 +45,7 @@ def load_detector(name: str, weights: pathlib.Path) -> tuple[Any, Any]:
     return model, from_published(state, model, where=str(weights)).variables
 
 
-def _coco_results(found: Any, image: str) -> list[dict[str, Any]]:
+def _coco_results(found: Any, image: int | str) -> list[dict[str, Any]]:
     rows = []
     for i in np.flatnonzero(np.asarray(found.valid)):
         x0, y0, x1, y1 = (float(v) for v in found.boxes[i])
@@ -69,41 +69,51 @@ def _instance_map(found: Any, threshold: float) -> np.ndarray:
     return ids
 
 
-def _class_names(count: int) -> tuple[str, ...]:
+def class_names(weights: pathlib.Path, count: int) -> tuple[str, ...]:
+    """What the `count` classes are called: as a run says that was trained, COCO's by their number, or by numbers."""
+    steps = [int(p.name) for p in (weights / "checkpoints").glob("*") if p.name.isdigit()]
+    if steps:
+        from jaxseg.checkpoint import read_meta  # Orbax takes a third of a second to import
+
+        named = read_meta(weights / "checkpoints", max(steps))["config"].get("class_names", ())
+        if len(named) == count:
+            return tuple(named)
     return COCO_NAMES if count == len(COCO_NAMES) else tuple(f"class {k}" for k in range(count))
 
 
 def detect_files(
-    name: str,
-    weights: pathlib.Path,
+    model: Any,
+    variables: Any,
+    names: Sequence[str],
     files: Sequence[tuple[pathlib.Path, pathlib.Path]],
     out: pathlib.Path,
     progress: Any,
     *,
+    batch: int = 1,
     threshold: float = 0.5,
 ) -> list[str]:
     """Writes NAME_detections.png, NAME_detections.json and, with masks, NAME_instances.png; returns what was skipped.
 
-    `files` are pairs of an image and its name under `out`. The figure and the map show scores from `threshold`.
+    `files` are pairs of an image and its name under `out`, of which the detector sees `batch` at once. The figure and
+    the map show scores from `threshold`; `names` are those of the classes.
     """
-    model, variables = load_detector(name, weights)
-    names = _class_names(model.num_classes)
     palette = voc_palette(model.num_classes)
-    skipped = []
+    skipped: list[str] = []
+    group: list[tuple[pathlib.Path, pathlib.Path, np.ndarray]] = []
     for done, (path, relative) in enumerate(files, 1):
         try:
-            image = read_image(path)
+            group.append((path, out / relative, read_image(path)))
         except DataError as error:
             skipped.append(str(error))
-        else:
-            (found,) = detect(model, variables, [image])
-            base = out / relative
-            base.parent.mkdir(parents=True, exist_ok=True)
-            figure = draw_detections(image, found, names, palette, threshold=threshold)
-            Image.fromarray(figure).save(base.with_name(base.name + "_detections.png"))
-            results = json.dumps(_coco_results(found, path.name))
-            base.with_name(base.name + "_detections.json").write_text(results + "\n")
-            if found.masks is not None:
-                Image.fromarray(_instance_map(found, threshold)).save(base.with_name(base.name + "_instances.png"))
+        if group and (len(group) == batch or done == len(files)):
+            for (file, base, image), found in zip(group, detect(model, variables, [g[2] for g in group]), strict=True):
+                base.parent.mkdir(parents=True, exist_ok=True)
+                results = json.dumps(_coco_results(found, int(file.stem) if file.stem.isdecimal() else file.name))
+                base.with_name(base.name + "_detections.json").write_text(results + "\n")
+                if found.masks is not None:
+                    Image.fromarray(_instance_map(found, threshold)).save(base.with_name(base.name + "_instances.png"))
+                figure = draw_detections(image, found, names, palette, threshold=threshold)
+                Image.fromarray(figure).save(base.with_name(base.name + "_detections.png"))
+            group.clear()
         progress(done, len(files))
     return skipped

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -45,6 +45,20 @@ def _difference(written: np.ndarray, ours: np.ndarray) -> float:
     return float(np.abs(a - b).max(initial=0.0) / max(1.0, float(np.std(b)) if b.size else 1.0))
 
 
+def _example(model: Any, n: int, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """Noise of the images' size; a detector is told that the lower quarter is padding, and where to look."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((n, *size, 3), np.float32)
+    if not hasattr(model, "detect_boxes"):
+        return (images,)
+    height, width = max(size[0] * 3 // 4, 1), size[1]
+    sizes = np.tile(np.array([height, width], np.int32), (n, 1))
+    if hasattr(model, "propose"):
+        return images, sizes
+    corners = rng.random((n, model.max_proposals, 2, 2), np.float32) * np.array([width, height], np.float32)
+    return images, sizes, np.sort(corners, 2).reshape(n, -1, 4)
+
+
 def export_command(config: Annotated[Export, tyro.conf.arg(name="")]) -> int:
     """Export a model with its weights, and check what was written."""
     if config.model in DETECTORS and config.weights is not None and config.weights.is_file():
@@ -61,12 +75,12 @@ def export_command(config: Annotated[Export, tyro.conf.arg(name="")]) -> int:
         shape = f"float32[{config.batch or 1},{size[0]},{size[1]},3]"
     else:
         program = export_stablehlo(model, variables, size=config.size, batch=config.batch, platforms=config.platforms)
-        data, shape = program.serialize(), program.in_avals[0].str_short()
+        data, shape = program.serialize(), " ".join(aval.str_short() for aval in program.in_avals)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     config.out.write_bytes(data)
-    images = np.random.default_rng(0).standard_normal((config.batch or 1, *size, 3), np.float32)
-    written = jax.tree.leaves(run_artifact(config.out, images))
-    ours = jax.tree.leaves(jax.jit(forward(model, variables))(images))
+    given = _example(model, config.batch or 1, size)
+    written = jax.tree.leaves(run_artifact(config.out, *given))
+    ours = jax.tree.leaves(jax.jit(forward(model, variables))(*given))
     worst = max(_difference(a, np.asarray(b)) for a, b in zip(written, ours, strict=True))
     print(f"wrote {config.out}, {len(data) / 1e6:.1f} MB: {shape} -> {' '.join(str(x.shape) for x in written)}")
     print(f"run on {size[0]}x{size[1]} noise, it is within {worst:.1e} of the model")

@@ -7,7 +7,7 @@ import itertools
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import flax.linen as nn
 import numpy as np
@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from PIL import Image
 
 from jaxseg.cli.arguments import Size, bar, placement_of
-from jaxseg.cli.detect import detect_files
+from jaxseg.cli.detect import class_names, detect_files, load_detector
 from jaxseg.cli.trained import load_trained
 from jaxseg.data import IMAGE_SUFFIXES, DataError, read_image
 from jaxseg.models import DETECTORS
@@ -34,7 +34,7 @@ class Predict:
     """The folder of a run or of a converted checkpoint, or a model's name with --weights."""
     paths: tyro.conf.Positional[tuple[pathlib.Path, ...]]
     """Images, or folders of images."""
-    out: pathlib.Path
+    out: pathlib.Path = pathlib.Path("predictions")
     """Folder for NAME_labels.png (the label map), NAME_palette.png and NAME_overlay.png; of a detector
     NAME_detections.png, NAME_detections.json (COCO's results) and NAME_instances.png (ids by rank)."""
     weights: pathlib.Path | None = None
@@ -144,6 +144,24 @@ def _write_pictures(base: pathlib.Path, image: np.ndarray, labels: np.ndarray, p
     Image.fromarray(overlay(image, labels, palette)).save(base.with_name(base.name + "_overlay.png"))
 
 
+def _detect(config: Predict, files: list[tuple[pathlib.Path, pathlib.Path]], model: Any, variables: PyTree) -> int:
+    """The branch of detectors, which see each image whole, at their own size, and know their classes."""
+    meant = {"model", "paths", "out", "weights", "batch", "classes"}
+    given = [f.name for f in dataclasses.fields(config) if f.name not in meant]
+    given = [name for name in given if getattr(config, name) != getattr(Predict, name)]
+    if given:
+        words = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ValueError(f"{words} are for semantic models, and a {type(model).__name__} finds objects: leave them out")
+    if config.batch < 1:
+        raise ValueError(f"--batch is at least 1, got {config.batch}")
+    if config.classes not in (Predict.classes, model.num_classes):
+        raise ValueError(f"--classes {config.classes}: the weights score {model.num_classes}; leave --classes out")
+    names = class_names(config.weights or pathlib.Path(config.model), model.num_classes)
+    with bar("detecting") as progress:
+        unread = detect_files(model, variables, names, files, config.out, progress, batch=config.batch)
+    return _report("found the objects in", files, unread, config.out)
+
+
 def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
     """Segment photographs or folders with what a run trained, or with published weights.
 
@@ -154,15 +172,11 @@ def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
     at the end, and make the exit code 1.
     """
     files = _image_files(config.paths)
-    if config.model in DETECTORS:
-        if config.shard:
-            raise ValueError("--shard is for semantic models")
-        if config.weights is None or not config.weights.is_file():
-            raise ValueError(f"{config.model} needs --weights with a published checkpoint (.pth, .safetensors)")
-        with bar("detecting") as progress:
-            unread = detect_files(config.model, config.weights, files, config.out, progress)
-        return _report("found the objects in", files, unread, config.out)
+    if config.model in DETECTORS and config.weights is not None and config.weights.is_file():
+        return _detect(config, files, *load_detector(config.model, config.weights))
     model, variables, size, palette = load_trained(config.model, config.weights, config.classes, config.size)
+    if hasattr(model, "detect_boxes"):
+        return _detect(config, files, model, variables)
     segment, together = _segment(config, model, variables, size, len(files))
     skipped: list[str] = []
     group: list[tuple[pathlib.Path, np.ndarray]] = []

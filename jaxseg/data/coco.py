@@ -2,7 +2,9 @@
 
 import collections
 import dataclasses
+import itertools
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -81,7 +83,8 @@ def _corners(bbox: Any) -> tuple[Any, ...]:
 
 
 def _area(annotation: dict[str, Any]) -> float:
-    return float(annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]))
+    area = annotation.get("area")
+    return float(annotation["bbox"][2] * annotation["bbox"][3] if area is None else area)
 
 
 def _rle(segmentation: Any, size: tuple[int, int], where: str) -> dict[str, Any]:
@@ -95,6 +98,9 @@ def _rle(segmentation: Any, size: tuple[int, int], where: str) -> dict[str, Any]
         if tuple(segmentation["size"]) != size:
             raise DataError(f"{where}: run lengths of {tuple(segmentation['size'])} for an image of {size} (h, w)")
         if isinstance(segmentation["counts"], list):
+            counts = segmentation["counts"]
+            if sum(counts) != h * w or min(counts) < 0:  # pycocotools would read memory that is nobody's
+                raise DataError(f"{where}: run lengths sum to {sum(counts)}, and {h} x {w} pixels are {h * w}")
             return coco_mask.frPyObjects(segmentation, h, w)
         return {"size": list(size), "counts": segmentation["counts"]}
     except DataError:
@@ -125,13 +131,55 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 def _classes(path: pathlib.Path, categories: Any, contiguous: bool) -> tuple[dict[int, int], tuple[str, ...]]:
     """The class of each category id, and the names by class."""
-    names = {int(c["id"]): str(c["name"]) for c in categories}
+    try:
+        names = {int(c["id"]): str(c["name"]) for c in categories}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: a category has an id, a whole number, and a name ({error!r})") from None
     if contiguous:
         return {k: i for i, k in enumerate(sorted(names), 1)}, ("background", *(names[k] for k in sorted(names)))
     if min(names, default=1) < 1 or max(names, default=1) > 10_000:
         raise DataError(f"{path}: category ids {min(names)}..{max(names)} cannot be classes 1..: ask contiguous=True")
     listed = tuple(names.get(k, f"class {k}") for k in range(1, max(names, default=0) + 1))
     return {k: k for k in names}, ("background", *listed)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _listed(path: pathlib.Path, folder: pathlib.Path, entries: Any, problems: list[str]) -> dict[int, dict[str, Any]]:
+    """The pictures by their ids; what is wrong with one goes to `problems`."""
+    listed: dict[int, dict[str, Any]] = {}
+    for place, entry in enumerate(entries):
+        missing = [k for k in ("id", "file_name", "height", "width") if not isinstance(entry, dict) or k not in entry]
+        if missing:
+            problems.append(f"{path}: image number {place} of the list has no {', '.join(missing)}")
+        elif not all(isinstance(entry[k], int) for k in ("id", "height", "width")):
+            problems.append(f"{path}: image {entry['id']}: id, height and width are whole numbers")
+        elif entry["id"] in listed:
+            both = f"{listed[entry['id']]['file_name']} and {entry['file_name']}"
+            problems.append(f"{path}: image id {entry['id']} is listed twice, for {both}")
+        else:
+            listed[entry["id"]] = entry
+            if not (folder / entry["file_name"]).is_file():
+                problems.append(f"{folder / entry['file_name']}: no such picture")
+    return listed
+
+
+def _wrong(annotation: Any, listed: Any, classes: Any) -> str | None:
+    """What an annotation lacks that nothing can stand in for."""
+    needed = ("image_id", "category_id", "bbox")
+    missing = [k for k in needed if not isinstance(annotation, dict) or k not in annotation]
+    if missing:
+        return f"has no {', '.join(missing)}"
+    if annotation["image_id"] not in listed:
+        return f"is of image {annotation['image_id']}, which is not listed"
+    if annotation["category_id"] not in classes:
+        return f"has category {annotation['category_id']}, which is not listed"
+    bbox = annotation["bbox"]
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
+        return f"has bbox {bbox}, which is not [x, y, width, height]"
+    return None
 
 
 def coco(
@@ -142,34 +190,41 @@ def coco(
     Classes are 1.. in the order of the category ids; with `contiguous=False` they are the ids themselves, 1 to 90 for
     COCO, as in torchvision's published weights. `drop_empty` leaves out pictures without an object to learn from.
     Boxes are cut to their pictures. Objects without area there, and in a JSON of masks those whose segmentation is
-    empty, are left out with a warning that counts them.
+    empty, are left out with a warning that counts them; an empty crowd's region is its box. Annotations without an id
+    get the next that are free.
 
-    Raises DataError for a file that is missing or no COCO JSON, pictures that are not there, and annotations of
-    pictures or categories that are not listed.
+    Raises DataError for a file that is missing or no COCO JSON, and names pictures that are not there, are listed twice
+    or without a size, and annotations without a box or of pictures or categories that are not listed.
     """
     folder, path = pathlib.Path(images), pathlib.Path(annotations)
     tree = _read(path)
     classes, class_names = _classes(path, tree["categories"], contiguous)
-    listed = {int(entry["id"]): entry for entry in tree["images"]}
-    problems = [f"{folder / e['file_name']}: no such picture" for e in tree["images"] if not _is_file(folder, e)]
-    has_masks = bool(tree["annotations"]) and any(_has_mask(a) for a in tree["annotations"])
+    problems: list[str] = []
+    listed = _listed(path, folder, tree["images"], problems)
+    has_masks = any(_has_mask(a) for a in tree["annotations"] if isinstance(a, dict))
     by_image: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
     flat, bare = [], []
-    for a in tree["annotations"]:
-        which = f"annotation {a.get('id')}"
-        if a["image_id"] not in listed:
-            problems.append(f"{path}: {which} is of image {a['image_id']}, which is not listed")
-        elif a["category_id"] not in classes:
-            problems.append(f"{path}: {which} has category {a['category_id']}, which is not listed")
+    numbers = [a["id"] for a in tree["annotations"] if isinstance(a, dict) and isinstance(a.get("id"), int)]
+    free = itertools.count(max(numbers, default=0) + 1)
+    for place, a in enumerate(tree["annotations"]):
+        named = isinstance(a, dict) and "id" in a
+        which = f"annotation {a['id']}" if named else f"annotation number {place} of the list"
+        if wrong := _wrong(a, listed, classes):
+            problems.append(f"{path}: {which} {wrong}")
+            continue
+        entry = listed[a["image_id"]]
+        corners = np.array([_corners(a["bbox"])], np.float32)
+        boxes, good = clean_boxes(corners, (entry["height"], entry["width"]))
+        row = {**a, "class": classes[a["category_id"]]} | ({} if named else {"id": next(free)})
+        if has_masks and good[0] and not _has_mask(a) and a.get("iscrowd", 0):
+            x0, y0, x1, y1 = boxes[0].tolist()
+            row["segmentation"] = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+        if not good[0]:
+            flat.append(f"{which} of {entry['file_name']}, bbox {a['bbox']}")
+        elif has_masks and not _has_mask(row):
+            bare.append(f"{which} of {entry['file_name']}")
         else:
-            entry = listed[a["image_id"]]
-            _, good = clean_boxes(np.array([_corners(a["bbox"])], np.float32), (entry["height"], entry["width"]))
-            if not good[0]:
-                flat.append(f"{which} of {entry['file_name']}, bbox {a['bbox']}")
-            elif has_masks and not _has_mask(a):
-                bare.append(f"{which} of {entry['file_name']}")
-            else:
-                by_image[a["image_id"]].append({**a, "class": classes[a["category_id"]]})
+            by_image[a["image_id"]].append(row)
     if problems:
         raise DataError(*problems, heading=f"{path}: {len(problems)} problem(s)")
     warn_left_out(str(path), flat, "their boxes have no area in the picture")
@@ -182,7 +237,3 @@ def coco(
     return CocoSource(
         folder, tuple(listed[i] for i in ids), tuple(tuple(by_image[i]) for i in ids), class_names, has_masks
     )
-
-
-def _is_file(folder: pathlib.Path, entry: dict[str, Any]) -> bool:
-    return (folder / entry["file_name"]).is_file()

@@ -34,11 +34,17 @@ def read_image(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
     return np.array(picture.convert("RGB"))
 
 
-def read_mask(path: pathlib.Path, palette: UInt8[np.ndarray, "k 3"] | None = None) -> Int[np.ndarray, "h w"]:
+def read_mask(
+    path: pathlib.Path,
+    palette: UInt8[np.ndarray, "k 3"] | None = None,
+    *,
+    advice: str = "list the classes in classes.txt, one `name r g b` a line",
+) -> Int[np.ndarray, "h w"]:
     """Decodes a mask to int32 labels: one channel and palette files hold them as they are.
 
     A colour mask is looked up in `palette` (row = label); without one only a grey picture saved as RGB is
-    understood. Raises DataError for unreadable files, for floats, and for colours outside the palette.
+    understood; `advice` is what the error then says to do. Raises DataError for unreadable files, for floats, and for
+    colours outside the palette.
     """
     picture = _open(path)
     if picture.mode == "F":
@@ -52,9 +58,7 @@ def read_mask(path: pathlib.Path, palette: UInt8[np.ndarray, "k 3"] | None = Non
         return _lookup(path, colours, palette)
     if (colours == colours[..., :1]).all():
         return np.ascontiguousarray(colours[..., 0])
-    raise DataError(
-        f"{path}: a colour mask without a palette; list the classes in classes.txt, one `name r g b` a line"
-    )
+    raise DataError(f"{path}: a colour mask without a palette; {advice}")
 
 
 def _open(path: pathlib.Path) -> Image.Image:

@@ -44,7 +44,7 @@ class InstanceFolder:
     def __getitem__(self, index: int) -> Example:
         """Raises DataError, naming the file, if one is unreadable, of another size, or has negative ids."""
         image_path, map_path = self.pairs[index]
-        image, ids = read_image(image_path), read_mask(map_path)
+        image, ids = read_image(image_path), read_mask(map_path, advice="save ids as a 16-bit PNG of one channel")
         if ids.shape != image.shape[:2]:
             raise DataError(f"{map_path}: the map is {ids.shape}, its image {image.shape[:2]} (h, w)")
         if ids.min(initial=0) < 0:
@@ -71,18 +71,19 @@ def instance_folder(root: str | os.PathLike, split: str | None = None, *, class_
 
     `root/split/images` and `root/split/instances`, or without `split` `root/images` and `root/instances`. In a map 0 is
     the background and every other value an object; values need not be consecutive. Raises DataError for folders that
-    are not there and files without partner.
+    are not there, files without partner, and two of one stem.
     """
     base = pathlib.Path(root) if split is None else pathlib.Path(root) / split
-    images, maps = (_by_stem(base / kind, suffixes) for kind, suffixes in _KINDS)
-    problems = [
+    problems: list[str] = []
+    images, maps = (_by_stem(base / kind, suffixes, problems) for kind, suffixes in _KINDS)
+    problems += [
         f"{images[s]}: no map of that name in {base / 'instances'}" for s in sorted(images.keys() - maps.keys())
     ]
     problems += [
         f"{maps[s]}: no picture of that name in {base / 'images'}" for s in sorted(maps.keys() - images.keys())
     ]
     if problems:
-        raise DataError(*problems, heading=f"{base}: {len(problems)} file(s) without partner")
+        raise DataError(*problems, heading=f"{base}: {len(problems)} file(s) without a partner of their own")
     if not images:
         raise DataError(f"{base / 'images'}: no picture; looked for {' '.join(sorted(IMAGE_SUFFIXES))}")
     return InstanceFolder(tuple((images[s], maps[s]) for s in sorted(images)), ("background", class_name))
@@ -91,7 +92,13 @@ def instance_folder(root: str | os.PathLike, split: str | None = None, *, class_
 _KINDS: tuple[tuple[str, Sequence[str]], ...] = (("images", sorted(IMAGE_SUFFIXES)), ("instances", _MAP_SUFFIXES))
 
 
-def _by_stem(directory: pathlib.Path, suffixes: Sequence[str]) -> dict[str, pathlib.Path]:
+def _by_stem(directory: pathlib.Path, suffixes: Sequence[str], problems: list[str]) -> dict[str, pathlib.Path]:
     if not directory.is_dir():
         raise DataError(f"{directory}: no such folder; pictures are in images and their id maps in instances")
-    return {p.stem: p for p in sorted(directory.iterdir()) if p.suffix.lower() in suffixes and p.name[0] != "."}
+    found: dict[str, pathlib.Path] = {}
+    for path in sorted(directory.iterdir()):
+        if path.suffix.lower() in suffixes and path.name[0] != ".":
+            if path.stem in found:
+                problems.append(f"{path}: {found[path.stem].name} beside it has the same stem; rename or remove one")
+            found[path.stem] = path
+    return found

@@ -54,20 +54,23 @@ def _annotations(images: Sequence[Objects], *, found: bool, boxes_only: bool = F
             if objects.area is not None:
                 row["area"] = float(objects.area[i])
             if found:
-                assert objects.scores is not None
                 row["score"] = float(objects.scores[i])
             rows.append(row)
     return rows
 
 
 def check_objects(truth: Sequence[Objects], found: Sequence[Objects], num_classes: int) -> None:
-    """Raises ValueError for lists of unlike length, and for classes out of range."""
+    """Raises ValueError for lists of unlike length, for classes out of range, and for detections without scores."""
     if len(truth) != len(found):
         raise ValueError(f"average precision needs an entry for each image in both, got {len(truth)} and {len(found)}")
     for what, images in (("truth", truth), ("detections", found)):
         for i, objects in enumerate(images):
             if any(not 1 <= c < num_classes for c in objects.classes):
                 raise ValueError(f"classes of the {what} of image {i} must be in 1..{num_classes - 1}")
+    for i, objects in enumerate(found):
+        if len(objects.boxes) and (objects.scores is None or len(objects.scores) != len(objects.boxes)):
+            given = "none" if objects.scores is None else len(objects.scores)
+            raise ValueError(f"each of the {len(objects.boxes)} detections of image {i} needs a score, got {given}")
 
 
 def _size(objects: Objects) -> tuple[int, int]:
@@ -83,14 +86,15 @@ def coco_average_precision(
 ) -> dict[str, float]:
     """COCO's six AP of boxes, `box_ap` ... `box_ap_large`, and of masks where both have them, `mask_ap` ....
 
-    One `Objects` an image in both; `class_names` include the background, 0. A size of objects that is not
-    there has an AP of NaN. Raises ValueError for lists of unlike length, and for classes out of range.
+    One `Objects` an image in both, whose masks may be None where it has no object; `class_names` include the
+    background, 0. A size of objects that is not there has an AP of NaN. Raises ValueError as `check_objects`.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     check_objects(truth, found, len(class_names))
-    masks = all(o.masks is not None for o in (*truth, *found))
+    given = [o.masks is not None for o in (*truth, *found) if len(o.boxes)]
+    masks = all(given) if given else all(o.masks is not None for o in (*truth, *found))
     categories = [{"id": k, "name": name} for k, name in enumerate(class_names) if k]
     entries = [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(map(_size, truth), 1)]
     scores: dict[str, float] = {}

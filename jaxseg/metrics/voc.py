@@ -1,6 +1,7 @@
 """PASCAL VOC's average precision of boxes: 2007's over eleven recalls, 2010's and later ones' area under the curve."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -39,8 +40,8 @@ def _judged(
         flags = np.zeros(len(of_class), bool) if objects.difficult is None else np.asarray(objects.difficult, bool)
         true_boxes.append(np.asarray(objects.boxes, float).reshape(-1, 4)[of_class])
         difficult.append(flags[of_class])
-        boxes, scores = np.asarray(detections.boxes, float).reshape(-1, 4), detections.scores
-        assert scores is not None
+        boxes = np.asarray(detections.boxes, float).reshape(-1, 4)
+        scores: Any = detections.scores  # None where nothing was found
         rows += [(float(scores[j]), i, boxes[j]) for j in np.flatnonzero(np.asarray(detections.classes) == cls)]
     rows.sort(key=lambda row: -row[0])  # stable: equal scores in the order of the images
     taken = [np.zeros(len(flags), bool) for flags in difficult]

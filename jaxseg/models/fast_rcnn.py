@@ -96,10 +96,15 @@ class FastRCNN(nn.Module):
     `detect_boxes`.
 
     `num_classes` counts the background, class 0. `norm` is the body's; `head_norm` is that of the pyramid and
-    the heads' convolutions. The other fields have torchvision's names and meanings; `roi` reads a box, `box_size` bins
-    a side, from levels of `roi_strides`, and `roi_border` is RoIAlign's `border`: torchvision's form in Python has
-    it and its compiled kernel not, and they differ for slivers at the canvas' lower and right edge. Canvas sizes
-    are multiples of 32; ValueError names the next.
+    the heads' convolutions: `jaxseg.layers` has `FrozenBatchNorm`, `BatchNorm`, whose statistics are those of the
+    global batch over all devices, and `GroupNorm`. The other fields have torchvision's names and meanings; `roi`
+    reads a box, `box_size` bins a side, from levels of `roi_strides`. Canvas sizes are multiples of 32; ValueError
+    names the next.
+
+    `roi_border` is RoIAlign's `border`, and a choice between torchvision's two forms, which differ for slivers at
+    the canvas' lower and right edge: True, the default, is its function in Python
+    (`torchvision.ops.roi_align._roi_align`), False its compiled kernel, which an installation with compiled operators
+    runs: samples more than a pixel outside are zero.
     """
 
     num_classes: int

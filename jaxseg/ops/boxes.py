@@ -17,6 +17,7 @@ __all__ = [
     "decode_boxes",
     "encode_boxes",
     "generalized_box_iou",
+    "given_proposals",
 ]
 
 RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # of Detectron and torchvision, for (x, y, w, h)
@@ -30,6 +31,12 @@ class Proposals(NamedTuple):
     boxes: Any  # float32 [n, k, 4], within their images; 0 where not valid
     scores: Any  # float32 [n, k]
     valid: Any  # bool [n, k]
+
+
+def given_proposals(boxes: Float[Array, "n k 4"]) -> Proposals:
+    """Proposals that come as boxes alone, of which those without area are padding."""
+    there = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+    return Proposals(boxes, there.astype(jnp.float32), there)
 
 
 Boxes = Float[Array, "*#n 4"]  # broadcast against each other

@@ -40,7 +40,7 @@ def match(
     """Positive from an IoU of `high`, negative below `low` (Ren et al. 2015, section 3.1.2), else ignored.
 
     Only `valid` true boxes count; without any all references are negative. `rescue` makes positive, besides,
-    every reference that no other overlaps a true box more than, ties included.
+    every reference that overlaps a true box, and that no other overlaps more, ties included.
     """
     overlap = jnp.where(valid[:, None], box_iou(boxes, references), -1.0)
     if boxes.shape[0] == 0:
@@ -49,7 +49,7 @@ def match(
     best = overlap.max(0)
     labels = jnp.where(best >= high, POSITIVE, jnp.where(best < low, NEGATIVE, IGNORED))
     if rescue:
-        nearest = (overlap == overlap.max(1, keepdims=True)) & valid[:, None]
+        nearest = (overlap == overlap.max(1, keepdims=True)) & (overlap > 0)
         labels = jnp.where(nearest.any(0), POSITIVE, labels)
     labels = jnp.where(valid.any(), labels, NEGATIVE)
     return Matches(overlap.argmax(0).astype(jnp.int32), labels.astype(jnp.int32))

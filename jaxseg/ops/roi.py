@@ -145,6 +145,8 @@ def _gathers(shapes: Sequence[tuple[int, ...]], boxes: Any, how: _Sampling, back
     A pixel read, or worse added to, out of order costs as much as many multiply-adds in a product.
     """
     k = boxes.shape[1]
+    if k == 0:
+        return False
     reads = k * (2 * how.size * (how.ratio if how.ratio > 0 else how.bound)) ** 2
     products = sum(k * how.size * s[2] * (s[1] + how.size) for s in shapes)
     return products > (200 if backward else 4) * reads
@@ -279,7 +281,7 @@ def pyramid_roi_align(
 
 def _pool_windows(start: Array, stop: Array, size: int, length: int) -> Array:
     """Which pixels `[k, size, length]` each bin covers along an axis, after Caffe's rounding."""
-    start, stop = (jnp.floor(x + 0.5) for x in (start, stop))
+    start, stop = (jnp.sign(x) * jnp.floor(jnp.abs(x) + 0.5) for x in (start, stop))  # C's round: halves off zero
     bin_size = jnp.maximum(stop - start + 1, 1) / size
     bins = jnp.arange(size)
     first = jnp.floor(bins * bin_size[:, None]) + start[:, None]

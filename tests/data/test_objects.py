@@ -1,5 +1,6 @@
 """Sources of pictures with objects, by hand-made folders, and their fixed places on a canvas."""
 
+import json
 import pathlib
 import warnings
 
@@ -73,6 +74,56 @@ def test_coco_says_what_is_wrong(tmp_path):
         coco(*make_coco(tmp_path, [], ((0, "cat"),)), contiguous=False)
 
 
+def test_coco_names_every_entry_that_lacks_something(tmp_path):
+    def without(row, *keys):
+        return {k: v for k, v in row.items() if k not in keys}
+
+    good = annotation(1, 3, (1, 1, 5, 5))
+    rows = [good, *(without(annotation(1, 3, (1, 1, 5, 5)), k) for k in ("bbox", "image_id", "category_id"))]
+    rows += [good | {"id": 9001, "bbox": box} for box in ([1, 2, 3], None, [1, 2, "3", 4], [1, 2, float("nan"), 4])]
+    rows.append([1])
+    images, path = make_coco(tmp_path, rows)
+    tree = json.loads(path.read_text())
+    tree["images"] += [without(tree["images"][0], "height", "width") | {"id": 7}, tree["images"][1], {"id": 5}]
+    tree["images"].append(tree["images"][0] | {"id": "eight"})
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DataError) as error:
+        coco(images, path)
+    said = "\n".join(error.value.problems)
+    for words in ("has no bbox", "has no image_id", "has no category_id", "number 8 of the list has no image_id, cat"):
+        assert words in said
+    assert said.count("annotation 9001 has bbox") == 4
+    assert "[1, 2, 3], which is not [x, y, width, height]" in said
+    assert "image number 3 of the list has no height, width" in said
+    assert "image id 1 is listed twice, for 1.jpg and 1.jpg" in said
+    assert "image number 5 of the list has no file_name, height, width" in said
+    assert "image eight: id, height and width are whole numbers" in said
+    assert f"{path}: 12 problem(s)" in str(error.value)
+    bare = [without(annotation(1, 3, (1, 1, 5, 5)), "id"), annotation(1, 7, (2, 2, 9, 9)) | {"area": None}]
+    source = coco(*make_coco(tmp_path, bare))
+    assert source.annotations[0][0]["id"] == bare[1]["id"] + 1
+    assert source[0]["area"].tolist() == [16, 49]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"categories": [{"id": 1}]}))
+    with pytest.raises(DataError, match="a category has an id, a whole number, and a name"):
+        coco(images, path)
+
+
+@pytest.mark.parametrize("counts", [[25], [300, 400], [-5, 605], [600, 1]])
+def test_run_lengths_of_another_number_of_pixels_are_refused(tmp_path, counts):
+    wrong = annotation(1, 3, (1, 1, 5, 5)) | {"id": 77, "segmentation": {"size": [H, W], "counts": counts}}
+    with pytest.raises(DataError, match=rf"1\.jpg: annotation 77: run lengths sum to {sum(counts)}, and 20 x 30"):
+        coco(*make_coco(tmp_path, [wrong]))[0]
+
+
+def test_a_crowd_without_segmentation_covers_its_box(tmp_path):
+    empty = annotation(1, 3, (25, 4, 35, 12), segmentation=None, crowd=1) | {"segmentation": []}
+    example = coco(*make_coco(tmp_path, [annotation(1, 3, (1, 1, 5, 5)), empty]))[0]
+    assert example["crowd"].tolist() == [False, True]
+    expected = np.zeros((H, W), bool)
+    expected[4:12, 25:] = True
+    np.testing.assert_array_equal(example["masks"][1], expected)
+
+
 def test_boxes_outside_and_without_area_are_left_out_and_said(tmp_path):
     rows = [
         annotation(1, 3, (25, 15, 35, 25)),  # cut to the picture
@@ -144,6 +195,14 @@ def test_instance_maps_are_renumbered(tmp_path):
         instance_folder(tmp_path, "train")
     with pytest.raises(DataError, match="no such folder"):
         instance_folder(tmp_path, "test")
+    make_instances(tmp_path, "twice", 2)
+    picture(tmp_path / "twice" / "images" / "0.png")
+    with pytest.raises(DataError, match=r"1 file\(s\)(.|\n)*0\.png: 0\.jpg beside it has the same stem"):
+        instance_folder(tmp_path, "twice")
+    (tmp_path / "twice" / "images" / "0.png").unlink()
+    picture(tmp_path / "twice" / "instances" / "1.png")
+    with pytest.raises(DataError, match=r"1\.png: a colour mask without a palette; save ids as a 16-bit PNG"):
+        instance_folder(tmp_path, "twice")[1]
     make_instances(tmp_path, "blank", 1, objects=0)
     assert instance_folder(tmp_path, "blank")[0]["boxes"].shape == (0, 4)
     picture(tmp_path / "blank" / "images" / "0.jpg", size=(H, W + 2))

@@ -56,6 +56,18 @@ def test_crowds_and_images_without_objects():
         coco_average_precision(truth[:1], [found[0]._replace(classes=np.array([3, 1]))], CLASSES)
 
 
+def test_what_has_no_object_needs_no_masks_and_what_is_found_needs_scores():
+    truth = [objects((4, 4, 20)), Objects(np.zeros((0, 4), np.float32), np.zeros(0, int))]
+    found = [objects((4, 4, 20), scores=np.array([0.8])), truth[1]]
+    assert coco_average_precision(truth, found, CLASSES)["mask_ap"] == pytest.approx(1)
+    assert coco_average_precision(truth[::-1], found[::-1], CLASSES)["mask_ap"] == pytest.approx(1)
+    assert "mask_ap" not in coco_average_precision(truth, [found[0]._replace(masks=None), found[1]], CLASSES)
+    with pytest.raises(ValueError, match="each of the 1 detections of image 0 needs a score, got none"):
+        coco_average_precision(truth, [truth[0], found[1]], CLASSES)
+    with pytest.raises(ValueError, match="detections of image 1 needs a score, got 2"):
+        coco_average_precision(truth[::-1], [found[1], found[0]._replace(scores=np.ones(2))], CLASSES)
+
+
 def test_run_lengths_decode():
     from pycocotools import mask
 

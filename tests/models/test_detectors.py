@@ -14,7 +14,7 @@ from jaxseg.backbones.fpn import FPN, SingleLevel
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from jaxseg.backbones.resnet import ResNet, resnet50
 from jaxseg.backbones.vgg import vgg16
-from jaxseg.layers import BatchNorm, FrozenBatchNorm
+from jaxseg.layers import BatchNorm, FrozenBatchNorm, GroupNorm
 from jaxseg.models import DETECTORS, MODELS, model_source
 from jaxseg.models.c4 import Res5Head
 from jaxseg.models.fast_rcnn import BoxConvHead, BoxHead
@@ -229,6 +229,40 @@ def test_frozen_norm_is_state_that_stays():
     np.testing.assert_array_equal(out, plain.apply(split, x, train=False))
 
 
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (24, 8), (7, 1)])
+def test_group_norm_is_its_definition(channels, groups):
+    rng = np.random.default_rng(channels)
+    x = (3 * rng.standard_normal((2, 3, 5, channels)) + 40).astype(np.float32)
+    variables = {"params": {k: jnp.asarray(rng.standard_normal(channels), jnp.float32) for k in ("scale", "bias")}}
+    expected = np.zeros(x.shape)
+    for n in range(2):
+        for first in range(0, channels, channels // groups):
+            own = slice(first, first + channels // groups)
+            part = x[n, ..., own].astype(np.float64)
+            expected[n, ..., own] = (part - part.mean()) / np.sqrt(part.var() + 1e-5)
+    expected = expected * np.asarray(variables["params"]["scale"]) + np.asarray(variables["params"]["bias"])
+    for train in (True, False):
+        np.testing.assert_allclose(GroupNorm().apply(variables, jnp.asarray(x), train=train), expected, atol=2e-4)
+    half = GroupNorm().apply(variables, jnp.asarray(x, jnp.bfloat16), train=False)
+    assert half.dtype == jnp.bfloat16  # rounded going in and out, not in between, where 40 would drown the rest
+    np.testing.assert_allclose(np.asarray(half, np.float32), expected, atol=0.3)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_group_norm_norms_every_detector(name):
+    model = small(name)
+    norms = {"norm": GroupNorm} if model.norm is not None else {}
+    model = model.clone(**norms, head_norm=GroupNorm)
+    variables = init_shapes(model)
+    if norms:
+        assert "batch_stats" not in variables
+    if "fpn" in name:
+        assert variables["params"]["backbone"]["layer_1"]["bn"].keys() == {"scale", "bias"}
+    run = functools.partial(model.apply, train=True, rngs={"dropout": jax.random.key(0)})
+    found = jax.eval_shape(run, variables, jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32))
+    assert found.boxes.shape == (2, model.box_detections_per_img, 4)
+
+
 NAMES = {
     "maskrcnn_resnet50_fpn": (
         "backbone.body.layer2.0.downsample.1.running_var",
@@ -290,6 +324,14 @@ def test_names_of_older_files():
     )
     loaded = from_published(old, model).variables
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded, variables))
+
+
+@pytest.mark.parametrize("value", [255.0, -1.0, np.nan, np.inf])
+def test_detect_refuses_floats_that_are_no_pixels(value):
+    images = np.full((2, 40, 50, 3), 0.5, np.float32)
+    images[1, 3, 4, 0] = value
+    with pytest.raises(ValueError, match=r"floats in 0\.\.1, image 1 has .*; divide by 255, or give uint8"):
+        detect(*filled("maskrcnn_resnet50_fpn"), images)
 
 
 def test_detect_gives_each_image_its_own_pixels():

@@ -68,7 +68,7 @@ def roi_align(x, box, size, scale=1.0, ratio=2, aligned=False, bound=math.inf, b
 
 def roi_pool_windows(box, size, shape, scale=1.0):
     """(p, q, rows, columns) of each bin: Caffe's roundings."""
-    x0, y0, x1, y1 = (math.floor(v * scale + 0.5) for v in box)
+    x0, y0, x1, y1 = (int(math.copysign(int(abs(v * scale) + 0.5), v)) for v in box)  # C's round
     h, w = max(y1 - y0 + 1, 1) / size, max(x1 - x0 + 1, 1) / size
     for p in range(size):
         for q in range(size):

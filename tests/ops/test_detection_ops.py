@@ -226,7 +226,8 @@ def test_roi_align_bounds_and_dtypes():
     half = roi_align(x.astype(jnp.bfloat16), boxes, 2)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(jnp.float32), roi_align(x, boxes, 2), atol=0.03)
-    assert roi_align(x, boxes[:, :0], 2).shape == (1, 0, 2, 2, 2)
+    for form in (None, "gather", "einsum"):
+        assert roi_align(x, boxes[:, :0], 2, form=form).shape == (1, 0, 2, 2, 2)
     with pytest.raises(ValueError, match="sampling_ratio >= 1, or -1, got 3 and 0"):
         roi_align(x, boxes, 3, sampling_ratio=0)
 
@@ -276,6 +277,14 @@ def test_roi_pool():
         np.testing.assert_array_equal(ours[i], np.float32([out for out, _ in found]))
         np.testing.assert_allclose(gradient[i], sum(g for _, g in found), rtol=1e-6)
     assert (ours[:, 2] == 0).all()  # beyond the map
+    halves = np.array([[-3.0, -1.0, 5.0, 9.0], [-1.0, -5.0, 7.0, 11.0]], np.float32)  # at half the size -1.5, -0.5, ...
+    ours = roi_pool(jnp.asarray(x[:1]), halves[None], 2, scale=0.5)
+    np.testing.assert_array_equal(ours[0], np.float32([naive.roi_pool(x[0], b, 2, 0.5)[0] for b in halves]))
+    lone = jnp.zeros((1, 6, 6, 1)).at[0, 1, 1, 0].set(5.0)  # -0.5 is -1: bins of -1..1, 1..3
+    assert roi_pool(lone, jnp.array([[[-8.0, -8, 40, 40]]]), 2, scale=1 / 16)[0, 0, :, :, 0].tolist() == [
+        [5, 5],
+        [5, 5],
+    ]
 
 
 def test_masks_move_with_their_boxes_under_roi_align_and_not_under_roi_pool():
