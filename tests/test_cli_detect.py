@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ def test_what_is_no_detector_and_no_weights(tmp_path, capsys):
 def test_predict_takes_the_folders_of_runs_and_of_converted_checkpoints(tmp_path, monkeypatch, capsys):
     model, variables = filled("fasterrcnn_resnet50_fpn")
     for module in ("jaxseg.runs", "jaxseg.weights.convert", "jaxseg.cli.trained"):
-        monkeypatch.setattr(f"{module}.create_model", lambda name, num_classes=None, **fields: model)
+        monkeypatch.setattr(sys.modules[module], "create_model", lambda name, num_classes=None, **fields: model)
     name, classes = "fasterrcnn_resnet50_fpn", ("background", "cat", "dog")
     save_model(tmp_path / "converted", variables, name, 3)
     config = model_config(name, 3, (64, 64), classes, voc_palette(3))

@@ -110,7 +110,8 @@ def _corners(
     x, wx = x[..., None, :, None, :], wx[..., None, :, None, :]
     place = jnp.asarray(first)[levels][..., None, None, None, None] + y * w[..., None, None, None, None] + x
     weight = wy * wx
-    return place.reshape(*place.shape[:4], -1), weight.reshape(*weight.shape[:4], -1)
+    reads = (*place.shape[:4], place.shape[4] * place.shape[5])  # said, not -1: there may be no box
+    return place.reshape(reads), weight.reshape(reads)
 
 
 def _align_by_gather(features: Any, boxes: Any, levels: Any, scales: Sequence[float], how: _Sampling) -> Array:
@@ -145,8 +146,6 @@ def _gathers(shapes: Sequence[tuple[int, ...]], boxes: Any, how: _Sampling, back
     A pixel read, or worse added to, out of order costs as much as many multiply-adds in a product.
     """
     k = boxes.shape[1]
-    if k == 0:
-        return False
     reads = k * (2 * how.size * (how.ratio if how.ratio > 0 else how.bound)) ** 2
     products = sum(k * how.size * s[2] * (s[1] + how.size) for s in shapes)
     return products > (200 if backward else 4) * reads

@@ -227,7 +227,9 @@ def test_roi_align_bounds_and_dtypes():
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(jnp.float32), roi_align(x, boxes, 2), atol=0.03)
     for form in (None, "gather", "einsum"):
-        assert roi_align(x, boxes[:, :0], 2, form=form).shape == (1, 0, 2, 2, 2)
+        none, pull = jax.vjp(functools.partial(roi_align, boxes=boxes[:, :0], size=2, form=form), jnp.asarray(x))
+        assert none.shape == (1, 0, 2, 2, 2)
+        assert not pull(none)[0].any()
     with pytest.raises(ValueError, match="sampling_ratio >= 1, or -1, got 3 and 0"):
         roi_align(x, boxes, 3, sampling_ratio=0)
 
