@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxseg.cli.trained import demand_classes
 from jaxseg.data import read_image, voc_palette
 from jaxseg.data.source import DataError
 from jaxseg.metrics.coco import mask_to_rle
@@ -35,12 +36,16 @@ COCO_NAMES = (
 # fmt: on
 
 
-def load_detector(name: str, weights: pathlib.Path) -> tuple[Any, Any]:
-    """The model of that name with as many classes as the file scores, and its variables."""
+def load_detector(name: str, weights: pathlib.Path, classes: int | None = None) -> tuple[Any, Any]:
+    """The model of that name with as many classes as the file scores, and its variables.
+
+    Raises DataError where the file holds no detector, ValueError where `classes` are given and others.
+    """
     state = read_weights(weights)
     scores = next((a for key, a in state.items() if key.replace("/", ".").endswith("cls_score.bias")), None)
     if scores is None:
         raise DataError(f"{weights} holds no detector: no cls_score.bias in it")
+    demand_classes(weights, len(scores), classes)
     model = create_model(name, num_classes=len(scores))
     return model, from_published(state, model, where=str(weights)).variables
 
@@ -81,12 +86,14 @@ def detect_files(
     progress: Any,
     *,
     threshold: float = 0.5,
+    classes: int | None = None,
 ) -> list[str]:
     """Writes NAME_detections.png, NAME_detections.json and, with masks, NAME_instances.png; returns what was skipped.
 
     `files` are pairs of an image and its name under `out`. The figure and the map show scores from `threshold`.
+    Raises ValueError where `classes` are given and not the file's.
     """
-    model, variables = load_detector(name, weights)
+    model, variables = load_detector(name, weights, classes)
     names = _class_names(model.num_classes)
     palette = voc_palette(model.num_classes)
     skipped = []

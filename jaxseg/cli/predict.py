@@ -41,8 +41,8 @@ class Predict:
     """The folder of a run of that model, or a published checkpoint (.pth, .safetensors)."""
     size: Size | None = None
     """Height x width at which a published model sees images (default 512x512); a run knows its own."""
-    classes: int = 21
-    """Number of classes of a published checkpoint."""
+    classes: int | None = None
+    """Number of classes, to be sure: the weights say it, and another number is an error."""
     window: Size | None = None
     """Height x width of windows that slide over the image at its own size, scores averaged where they overlap."""
     stride: float = 2 / 3
@@ -160,7 +160,7 @@ def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
         if config.weights is None or not config.weights.is_file():
             raise ValueError(f"{config.model} needs --weights with a published checkpoint (.pth, .safetensors)")
         with bar("detecting") as progress:
-            unread = detect_files(config.model, config.weights, files, config.out, progress)
+            unread = detect_files(config.model, config.weights, files, config.out, progress, classes=config.classes)
         return _report("found the objects in", files, unread, config.out)
     model, variables, size, palette = load_trained(config.model, config.weights, config.classes, config.size)
     segment, together = _segment(config, model, variables, size, len(files))

@@ -11,7 +11,17 @@ from safetensors.numpy import load_file, save_file
 
 import jaxseg
 from jaxseg.cli import main
-from jaxseg.weights import WeightsMismatch, load_published, load_weights, read_weights, save_weights, to_published
+from jaxseg.models.pspnet import pool_of
+from jaxseg.ops.pooling import adaptive_average_pool, adaptive_max_pool
+from jaxseg.weights import (
+    WeightsMismatch,
+    load_published,
+    load_weights,
+    read_weights,
+    save_model,
+    save_weights,
+    to_published,
+)
 from jaxseg.weights.folder import smp_model
 
 CONFIG = {"_model_class": "Unet", "encoder_name": "resnet18", "classes": 3, "decoder_channels": [8, 8, 4, 4, 4]}
@@ -162,3 +172,16 @@ def test_what_smp_saves_gives_its_outputs(tmp_path, kind):
     back = read_weights(tmp_path / "back.safetensors")
     assert set(back) == {name for name in state if not name.endswith("num_batches_tracked")}
     assert all(np.array_equal(array, state[name].numpy()) for name, array in back.items())
+
+
+def test_the_max_pooling_pspnet_is_saved_by_the_name_of_its_pooling(tmp_path):
+    for pool in ("max", adaptive_max_pool):
+        fields = {"backbone": "resnet18", "features": [8, 8], "pool": pool}
+        variables = variables_of(jaxseg.create_model("pspnet_resnet50", 2, **fields))
+        save_model(tmp_path / "psp", variables, "pspnet_resnet50", 2, **fields)
+        model, loaded = jaxseg.load_model(tmp_path / "psp")
+        assert model.pool == "max"
+        assert_equal(loaded, variables)
+    assert (pool_of("max"), pool_of("average")) == (adaptive_max_pool, adaptive_average_pool)
+    with pytest.raises(ValueError, match='no pooling "min"; there is average, max'):
+        pool_of("min")
