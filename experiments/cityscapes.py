@@ -15,7 +15,7 @@ import pathlib
 
 import tyro
 
-from jaxseg.cli.arguments import Size, bar
+from jaxseg.cli.arguments import Size, bar, one_message
 from jaxseg.data import cityscapes, flip, rotate, scale_crop
 from jaxseg.fit import Run, fit, training_feed
 from jaxseg.losses import cross_entropy
@@ -64,4 +64,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with one_message():
+        main(tyro.cli(Config, description=__doc__))

@@ -13,10 +13,19 @@ from jaxtyping import PyTree
 
 from jaxseg.backbones.resnet import ResNet
 from jaxseg.backbones.vgg import VGG
+from jaxseg.models import create_model
 from jaxseg.runs import load_variables
-from jaxseg.weights import WeightsMismatch, from_published, load_encoder, load_published, read_weights
+from jaxseg.weights import (
+    WeightsMismatch,
+    from_published,
+    load_encoder,
+    load_published,
+    published_arguments,
+    read_weights,
+)
+from jaxseg.weights.folder import weights_file
 
-__all__ = ["start_from"]
+__all__ = ["fields_of", "start_from"]
 
 
 BACKBONES = (("backbone", "body"), ("backbone",), ("encoder",))  # where a model has what ImageNet's weights are of
@@ -58,8 +67,24 @@ def _backbone_from(path: pathlib.Path, model: nn.Module, variables: PyTree) -> P
     return {c: _put(tree, place, loaded[c]) if c in loaded else tree for c, tree in variables.items()}
 
 
+def fields_of(path: pathlib.Path, name: str) -> dict[str, Any]:
+    """Fields in which the model at `path`, a published checkpoint or a converted one, differs from that of the name.
+
+    None of them for a run or a backbone alone. Raises ValueError and OSError as `read_weights`.
+    """
+    if (path / "checkpoints").is_dir() or path.suffix == ".npz":
+        return {}
+    try:
+        arguments, _ = published_arguments(name, path)
+    except WeightsMismatch:  # a backbone's
+        return {}
+    usual = create_model(name, arguments.pop("num_classes"))
+    changed = {k: v for k, v in arguments.items() if k != "name" and getattr(usual, k) != v}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in changed.items()}  # as JSON has them
+
+
 def start_from(path: pathlib.Path, model: nn.Module) -> Callable[[PyTree], PyTree]:
-    """A function from fresh variables to variables with what a run's folder or a published file holds.
+    """A function from fresh variables to variables with what a run's folder, a converted one or a published file holds.
 
     Raises WeightsMismatch where it is neither of the model nor of its encoder.
     """
@@ -80,7 +105,8 @@ def start_from(path: pathlib.Path, model: nn.Module) -> Callable[[PyTree], PyTre
         except WeightsMismatch as whole:
             load = load_encoder if path.suffix == ".npz" else functools.partial(_backbone_from, model=model)
             try:
-                return load(path, variables=variables), f"started from the backbone in {path}"
+                file = weights_file(path) if path.is_dir() else path
+                return load(file, variables=variables), f"started from the backbone in {path}"
             except WeightsMismatch as backbone:
                 raise WeightsMismatch(
                     f"{path} fits neither the model ({whole}) nor its backbone ({backbone})"
@@ -88,7 +114,7 @@ def start_from(path: pathlib.Path, model: nn.Module) -> Callable[[PyTree], PyTre
         return loaded.variables, loaded.left_out or f"started from {path}, {loaded.publisher}'s"
 
     def start(variables: PyTree) -> PyTree:
-        variables, said = (from_run if path.is_dir() else from_file)(variables)
+        variables, said = (from_run if (path / "checkpoints").is_dir() else from_file)(variables)
         if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(variables)):
             print(said, flush=True)
         return variables

@@ -196,7 +196,8 @@ def detection(
         example["image"] = jnp.asarray(batch["image"], jnp.float32) / 255
         fields, bad = ("boxes", "classes", "valid"), cast(Any, None)
         if "boxes" in example:  # before augmentations, which drop what leaves the picture
-            *sound, bad = _sound(*(example[k] for k in fields), _sizes(example), num_classes)
+            boxes, classes, valid = (example[k] for k in fields)
+            *sound, bad = _sound(boxes, classes, valid, _sizes(example), num_classes)
             example |= zip(fields, sound, strict=True)
         if key is not None:
             example = augmented(augment, key, example)
@@ -210,8 +211,8 @@ def detection(
             masks, label = example["instances"], example["label"]
             truth = jax.vmap(functools.partial(instances_of, g=max_instances))(masks, label)
             homeless = jax.vmap(functools.partial(_objects_beyond, g=max_instances))(masks, label)
-        *sound, lost = _sound(*truth[:3], _sizes(example), num_classes)
-        truth = Instances(*sound, truth.beyond)
+        boxes, classes, valid, lost = _sound(truth.boxes, truth.classes, truth.valid, _sizes(example), num_classes)
+        truth = Instances(boxes, classes, valid, truth.beyond)
         proposals = None
         if "proposals" in batch:
             proposals = given_proposals(jnp.asarray(batch["proposals"], jnp.float32))

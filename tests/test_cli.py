@@ -13,8 +13,9 @@ from safetensors.numpy import save_file
 
 import jaxseg
 from jaxseg.cli import main
+from jaxseg.cli.predict import _image_files
 from jaxseg.cli.train import LOSSES, PIXELWISE, loss_of
-from jaxseg.data import MEAN_COLOUR, normalize
+from jaxseg.data import MEAN_COLOUR, DataError, normalize
 from jaxseg.pretrained import start_from
 from jaxseg.weights import WeightsMismatch, save_weights, to_published
 
@@ -167,10 +168,29 @@ def test_predict_writes_three_pictures_of_the_photograph_s_size(run, photos, tmp
     assert said.err.count("skipped") == 1
     assert "broken.jpg" in said.err
     for kind in ("labels", "palette", "overlay"):
-        with Image.open(tmp_path / "o" / f"tall_{kind}.png") as picture:
+        folder = "new/images"  # of the two called images, the part of the path that tells them apart
+        with Image.open(tmp_path / "o" / folder / f"tall_{kind}.png") as picture:
             assert picture.size == (40, 70)
             if kind != "overlay":
                 assert set(np.unique(np.asarray(picture))) <= {0, 1}
+
+
+def test_every_image_is_predicted_once_under_a_name_of_its_own(tmp_path):
+    def names(*paths, out=tmp_path / "out"):
+        return {str(p.relative_to(tmp_path)): str(n) for p, n in _image_files(paths, out)}
+
+    for name in ("a/x.png", "b/x.png", "b/c/y.png", "d/x.jpg", "d/x.png", "d/z.png", "d/o/x_labels.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    a, b, d = (tmp_path / name for name in "abd")
+    assert names(b) == {"b/x.png": "x", "b/c/y.png": "c/y"}
+    assert names(a, b, a) == {"a/x.png": "a/x", "b/x.png": "b/x", "b/c/y.png": "b/c/y"}
+    assert names(d, out=d / "o") == {"d/x.jpg": "x.jpg", "d/x.png": "x.png", "d/z.png": "z"}
+    assert names(a / "x.png", a / "x.png", b / "x.png") == {"a/x.png": "a/x", "b/x.png": "b/x"}
+    assert names(a / "x.png", a) == {"a/x.png": "x"}
+    assert names(d, out=d) == {"d/x.jpg": "x.jpg", "d/x.png": "x.png", "d/z.png": "z"}
+    with pytest.raises(DataError, match="no image in this folder"):
+        names(d / "o", out=d / "o")
 
 
 def test_predict_by_windows_scales_and_mirror_images_or_in_batches(run, photos, tmp_path):

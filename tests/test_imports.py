@@ -41,7 +41,7 @@ MAY = {
     "detect": {"ops", "data"},
     "predict": {"ops", "data", "detect", "metrics", "parallel"},
     "runs": {"checkpoint", "models"},
-    "pretrained": {"backbones", "runs", "weights"},
+    "pretrained": {"backbones", "models", "runs", "weights"},
     "report": {"data", "metrics", "predict", "runlog", "runs", "visualize"},
     "cli": {"*"},
     "__init__": {"models", "runs", "weights"},

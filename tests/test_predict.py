@@ -9,7 +9,16 @@ from PIL import Image
 
 from jaxseg.metrics import segmentation_scores
 from jaxseg.models import Detections, SegmentationOutput, create_model
-from jaxseg.predict import batch_predictor, labels_at, overlap_tile, predictor, score
+from jaxseg.parallel import make_mesh, over_mesh
+from jaxseg.predict import (
+    batch_predictor,
+    labels_at,
+    overlap_tile,
+    predictor,
+    score,
+    sharded_predictor,
+    sliding_predictor,
+)
 from jaxseg.visualize import colorize, draw_detections, overlay, palette_image, save_panels
 
 
@@ -69,6 +78,31 @@ def test_a_batch_gives_what_each_image_gives_alone():
         np.testing.assert_array_equal(got, alone(image))
     with pytest.raises(ValueError, match="takes 1 to 4 images at once, got 5"):
         together(images[:1] * 5)
+
+
+class Bright(nn.Module):
+    """A binary model's one logit, above 0 where a pixel is bright."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return SegmentationOutput(images.mean(-1, keepdims=True), None)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (40, 90)])
+def test_the_one_logit_of_a_binary_model_is_label_1_where_it_is_above_0(size):
+    image = np.zeros((*size, 3), np.uint8)
+    image[: size[0] // 2] = 255
+    truth = image[..., 0] // 255
+    sharded = sharded_predictor(Bright(), {}, over_mesh(make_mesh(spatial=8)))
+    ways = {
+        "whole": predictor(Bright(), {}, (64, 64)),
+        "sliding": sliding_predictor(Bright(), {}, (16, 16), flip=True),
+        "sharded": lambda image: sharded([image])[0],
+    }
+    for way, predict in ways.items():
+        labels = predict(image)
+        assert set(np.unique(labels)) == {0, 1}, way
+        assert (labels == truth).mean() > 0.95, way  # whole: the border moves by less than a pixel of the canvas
 
 
 def test_scores_on_a_source_are_those_of_its_pixels():

@@ -5,13 +5,15 @@ Each takes `output_stride` (32, 16 or 8), `dtype` and `remat`, and gives `stride
 
 import dataclasses
 import functools
+import itertools
+import operator
 from collections.abc import Callable
 
 import flax.linen as nn
 
 from jaxseg.backbones.googlenet import googlenet
 from jaxseg.backbones.mobilenet_v2 import mobilenet_v2
-from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
+from jaxseg.backbones.mobilenet_v3 import MobileNetV3, mobilenet_v3_large, mobilenet_v3_small
 from jaxseg.backbones.resnet import (
     resnet18,
     resnet34,
@@ -23,7 +25,7 @@ from jaxseg.backbones.resnet import (
 )
 from jaxseg.backbones.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 
-__all__ = ["BACKBONES", "backbone_fields"]
+__all__ = ["BACKBONES", "backbone_fields", "first_at_stride8"]
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {  # by torchvision's names
     "googlenet": googlenet,
@@ -55,3 +57,14 @@ def backbone_fields(backbone: Callable[..., nn.Module], **fields: object) -> dic
         constructor = constructor.func
     assert isinstance(constructor, type)
     return {k: v for k, v in fields.items() if k in {f.name for f in dataclasses.fields(constructor)}}
+
+
+def first_at_stride8(backbone: nn.Module) -> str:
+    """The name of the features that torchvision calls C2: MobileNetV3's first block at stride 8.
+
+    Of other backbones the last, `stride8`.
+    """
+    if not isinstance(backbone, MobileNetV3):
+        return "stride8"
+    strides = itertools.accumulate((row.stride for row in backbone.rows), operator.mul, initial=2)
+    return f"features_{list(strides).index(8)}"

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "evaluation_split",
     "mesh_axes",
     "nearest_model",
+    "one_message",
     "open_split",
     "placement_of",
 ]
@@ -54,6 +56,16 @@ Size = Annotated[
 def nearest_model(name: str) -> str:
     """The name in the zoo that is nearest to `name`."""
     return difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
+
+
+@contextlib.contextmanager
+def one_message() -> Iterator[None]:
+    """Data that cannot be used end the program with their one message and exit code 2."""
+    try:
+        yield
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 @contextlib.contextmanager

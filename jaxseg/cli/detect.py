@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxseg.cli.trained import demand_classes
 from jaxseg.data import read_image, voc_palette
 from jaxseg.data.source import DataError
 from jaxseg.metrics.coco import mask_to_rle
@@ -35,12 +36,16 @@ COCO_NAMES = (
 # fmt: on
 
 
-def load_detector(name: str, weights: pathlib.Path) -> tuple[Any, Any]:
-    """The model of that name with as many classes as the file scores, and its variables."""
+def load_detector(name: str, weights: pathlib.Path, classes: int | None = None) -> tuple[Any, Any]:
+    """The model of that name with as many classes as the file scores, and its variables.
+
+    Raises DataError where the file holds no detector, ValueError where `classes` are given and others.
+    """
     state = read_weights(weights)
     scores = next((a for key, a in state.items() if key.replace("/", ".").endswith("cls_score.bias")), None)
     if scores is None:
         raise DataError(f"{weights} holds no detector: no cls_score.bias in it")
+    demand_classes(weights, len(scores), classes)
     model = create_model(name, num_classes=len(scores))
     return model, from_published(state, model, where=str(weights)).variables
 
@@ -49,7 +54,7 @@ def _coco_results(found: Any, image: int | str) -> list[dict[str, Any]]:
     rows = []
     for i in np.flatnonzero(np.asarray(found.valid)):
         x0, y0, x1, y1 = (float(v) for v in found.boxes[i])
-        row = {
+        row: dict[str, Any] = {
             "image_id": image,
             "category_id": int(found.classes[i]),
             "bbox": [x0, y0, x1 - x0, y1 - y0],
@@ -78,7 +83,7 @@ def class_names(weights: pathlib.Path, count: int) -> tuple[str, ...]:
         named = read_meta(weights / "checkpoints", max(steps))["config"].get("class_names", ())
         if len(named) == count:
             return tuple(named)
-    return COCO_NAMES if count == len(COCO_NAMES) else tuple(f"class {k}" for k in range(count))
+    return COCO_NAMES if count == len(COCO_NAMES) else ("background", *(f"class {k}" for k in range(1, count)))
 
 
 def detect_files(

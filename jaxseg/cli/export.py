@@ -33,8 +33,8 @@ class Export:
     """Height x width of the images; default: any that the model takes (ONNX: 512x512, or a run's)."""
     batch: int | None = None
     """Images at once; default: any number (ONNX: 1)."""
-    classes: int = 21
-    """Number of classes of a published checkpoint."""
+    classes: int | None = None
+    """Number of classes, to be sure: the weights say it, and another number is an error."""
     platforms: tuple[str, ...] = PLATFORMS
     """What a StableHLO file runs on."""
 
@@ -62,7 +62,7 @@ def _example(model: Any, n: int, size: tuple[int, int]) -> tuple[np.ndarray, ...
 def export_command(config: Annotated[Export, tyro.conf.arg(name="")]) -> int:
     """Export a model with its weights, and check what was written."""
     if config.model in DETECTORS and config.weights is not None and config.weights.is_file():
-        model, variables = load_detector(config.model, config.weights)
+        model, variables = load_detector(config.model, config.weights, config.classes)
         if config.size is None:
             raise ValueError(f"{config.model} has anchors for one size: give --size, a canvas such as 800x1344")
         size = config.size

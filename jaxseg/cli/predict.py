@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import itertools
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,8 @@ from jaxseg.visualize import overlay, palette_image
 
 __all__ = ["Predict", "predict_command"]
 
+WRITTEN = ("_labels.png", "_palette.png", "_overlay.png", "_detections.png", "_instances.png")
+
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
@@ -36,13 +39,15 @@ class Predict:
     """Images, or folders of images."""
     out: pathlib.Path = pathlib.Path("predictions")
     """Folder for NAME_labels.png (the label map), NAME_palette.png and NAME_overlay.png; of a detector
-    NAME_detections.png, NAME_detections.json (COCO's results) and NAME_instances.png (ids by rank)."""
+    NAME_detections.png, NAME_detections.json (COCO's results) and NAME_instances.png (ids by rank). NAME is the
+    image's path in its folder, below the folder's name where there are several, with its suffix where one with
+    another stands beside it. What lies in here is no input."""
     weights: pathlib.Path | None = None
     """The folder of a run of that model, or a published checkpoint (.pth, .safetensors)."""
     size: Size | None = None
     """Height x width at which a published model sees images (default 512x512); a run knows its own."""
-    classes: int = 21
-    """Number of classes of a published checkpoint."""
+    classes: int | None = None
+    """Number of classes, to be sure: the weights say it, and another number is an error."""
     window: Size | None = None
     """Height x width of windows that slide over the image at its own size, scores averaged where they overlap."""
     stride: float = 2 / 3
@@ -59,27 +64,50 @@ class Predict:
     """See images whole at their own size, the height shared out among devices, such as `spatial=8`."""
 
 
-def _image_files(paths: tuple[pathlib.Path, ...]) -> list[tuple[pathlib.Path, pathlib.Path]]:
-    """Pairs of an image file and its name under the output folder, without its suffix."""
-    found = []
-    for path in paths:
+def _tails(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, pathlib.Path]:
+    """The end of each of several paths, as short as tells them all apart."""
+    for length in range(1, max((len(path.parts) for path in paths), default=1) + 1):
+        tails = {path: pathlib.Path(*path.parts[1:][-length:]) for path in paths}
+        if len({*tails.values()}) == len(tails):
+            break
+    return tails
+
+
+def _images_in(folder: pathlib.Path, out: pathlib.Path) -> list[pathlib.Path]:
+    """The images in a folder, less what predictions into `out` have written there."""
+    around = folder.is_relative_to(out)  # then its images lie under `out`, and only names tell what was written
+    inside = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not (path.is_relative_to(out) and (not around or path.name.endswith(WRITTEN)))
+    ]
+    if not inside:
+        raise DataError(f"{folder}: no image in this folder; looked for {' '.join(sorted(IMAGE_SUFFIXES))}")
+    return inside
+
+
+def _image_files(paths: tuple[pathlib.Path, ...], out: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:
+    """Pairs of an image file and its name under the output folder, each file once and no name twice."""
+    places: dict[pathlib.Path, pathlib.Path] = {}  # under `out`, with the suffix
+    out, *whole = (pathlib.Path(os.path.abspath(path)) for path in (out, *paths))
+    tails = _tails([path for path in dict.fromkeys(whole) if path.is_dir()])
+    for path, asked in zip(whole, paths, strict=True):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise DataError(f"{path}: no image in this folder; looked for {' '.join(sorted(IMAGE_SUFFIXES))}")
-            found += [(p, p.relative_to(path).with_suffix("")) for p in inside]
+            below = tails[path] if len(tails) > 1 else pathlib.Path()
+            for inside in _images_in(path, out):
+                places.setdefault(inside, below / inside.relative_to(path))
         elif path.exists():
-            found.append((path, pathlib.Path(path.stem)))
+            places.setdefault(path, pathlib.Path(path.name))
         else:
-            raise FileNotFoundError(f"{path}: no such file or folder")
-    if not found:
+            raise FileNotFoundError(f"{asked}: no such file or folder")
+    if not places:
         raise ValueError("name at least one image or folder of images")
-    seen: dict[pathlib.Path, pathlib.Path] = {}
-    for path, name in found:
-        if name in seen:
-            raise DataError(f"{path} and {seen[name]} would both be written as {name}; predict them to two folders")
-        seen[name] = path
-    return found
+    times = collections.Counter(places.values())
+    alone = _tails([path for path, place in places.items() if times[place] > 1])
+    places = {path: alone.get(path, place) for path, place in places.items()}
+    stems = collections.Counter(place.with_suffix("") for place in places.values())
+    return [(path, p if stems[p.with_suffix("")] > 1 else p.with_suffix("")) for path, p in places.items()]
 
 
 def _segment(
@@ -154,8 +182,6 @@ def _detect(config: Predict, files: list[tuple[pathlib.Path, pathlib.Path]], mod
         raise ValueError(f"{words} are for semantic models, and a {type(model).__name__} finds objects: leave them out")
     if config.batch < 1:
         raise ValueError(f"--batch is at least 1, got {config.batch}")
-    if config.classes not in (Predict.classes, model.num_classes):
-        raise ValueError(f"--classes {config.classes}: the weights score {model.num_classes}; leave --classes out")
     names = class_names(config.weights or pathlib.Path(config.model), model.num_classes)
     with bar("detecting") as progress:
         unread = detect_files(model, variables, names, files, config.out, progress, batch=config.batch)
@@ -171,9 +197,9 @@ def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
     --window 473x473 --long-side 512 --scales 0.5 0.75 1 1.25 1.5 1.75 --flip. Unreadable files are skipped, named
     at the end, and make the exit code 1.
     """
-    files = _image_files(config.paths)
+    files = _image_files(config.paths, config.out)
     if config.model in DETECTORS and config.weights is not None and config.weights.is_file():
-        return _detect(config, files, *load_detector(config.model, config.weights))
+        return _detect(config, files, *load_detector(config.model, config.weights, config.classes))
     model, variables, size, palette = load_trained(config.model, config.weights, config.classes, config.size)
     if hasattr(model, "detect_boxes"):
         return _detect(config, files, model, variables)

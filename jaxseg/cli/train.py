@@ -35,7 +35,7 @@ from jaxseg.data import (
 )
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
 from jaxseg.models import DETECTORS, MODELS
-from jaxseg.pretrained import start_from
+from jaxseg.pretrained import fields_of, start_from
 from jaxseg.report import finish_run
 from jaxseg.runs import model_config, model_from_config
 from jaxseg.train import adamw_cosine, sgd_poly, slower, supervised
@@ -100,7 +100,8 @@ class Train:
     """Recompute activations in the backward pass to save memory, where the model can."""
     weights: pathlib.Path | None = None
     """What to start from: a published checkpoint of the model (.pth, .safetensors; another number of classes leaves
-    the head out), ImageNet weights of its backbone (also Caffe's VGG-16, .npz), or the folder of a run of the model."""
+    the head out), ImageNet weights of its backbone (also Caffe's VGG-16, .npz), or the folder of a run of the model or
+    of a converted checkpoint."""
     backbone_rate: float = 1.0
     """The backbone's share of the learning rate; 0 freezes it, statistics of its batch norms included."""
     ignore_label: int | None = None
@@ -192,6 +193,9 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
     fields: dict[str, Any] = {"dtype": config.dtype} if config.dtype != "float32" else {}
     if config.remat:
         fields["remat"] = True
+    if config.weights is not None and (found := fields_of(config.weights, config.model)):
+        print(f"{config.model} as in {config.weights}: {', '.join(f'{k}={v}' for k, v in found.items())}", flush=True)
+        fields |= found
     described = model_config(config.model, train.num_classes, config.size, train.class_names, train.palette, **fields)
     model = model_from_config(described)
     images = jax.ShapeDtypeStruct((1, *config.size, 3), jnp.float32)

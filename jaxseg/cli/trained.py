@@ -1,5 +1,6 @@
 """What the words `RUN`, or `MODEL --weights FILE`, stand for: a model with its weights."""
 
+import json
 import os
 import pathlib
 from typing import NamedTuple
@@ -10,11 +11,11 @@ from jaxtyping import PyTree
 
 from jaxseg.cli.arguments import nearest_model
 from jaxseg.data import voc_palette
-from jaxseg.models import MODELS, create_model
+from jaxseg.models import MODELS, create_model, scores_classes
 from jaxseg.runs import load_variables, model_from_config
-from jaxseg.weights import load_model, load_weights
+from jaxseg.weights import from_published, load_model, load_weights, published_arguments
 
-__all__ = ["Trained", "load_trained"]
+__all__ = ["Trained", "demand_classes", "load_trained"]
 
 DESCRIPTIONS = ("model.json", "config.json")
 
@@ -33,11 +34,45 @@ def _described(path: pathlib.Path) -> bool:
     return any((path / name).is_file() for name in DESCRIPTIONS) and not (path / "checkpoints").is_dir()
 
 
-def load_trained(name: str, weights: pathlib.Path | None, classes: int, size: tuple[int, int] | None) -> Trained:
+def demand_classes(where: pathlib.Path, count: int | None, classes: int | None) -> None:
+    """Raises ValueError where `classes`, if given, are not those of the weights."""
+    if classes is not None and count is not None and count != classes:
+        raise ValueError(f"{where} scores {count} classes, not {classes}; leave --classes out")
+
+
+def _of_file(name: str, weights: pathlib.Path, classes: int | None, size: tuple[int, int]) -> Trained:
+    """The model as the publisher of the file has it; a generator as its name says."""
+    if not scores_classes(name):
+        model = create_model(name, classes)
+        return Trained(model, load_weights(weights, model), size, voc_palette(max(classes or 0, 2)))
+    arguments, state = published_arguments(name, weights)
+    demand_classes(weights, arguments["num_classes"], classes)
+    model = create_model(**arguments)
+    loaded = from_published(state, model, where=str(weights))
+    if loaded.left_out:
+        raise ValueError(loaded.left_out)
+    return Trained(model, loaded.variables, size, voc_palette(max(arguments["num_classes"], 2)))
+
+
+def _of_folder(name: str, weights: pathlib.Path, classes: int | None, size: tuple[int, int]) -> Trained:
+    """The model that a converted checkpoint's folder, or a hub's, describes."""
+    about = weights / DESCRIPTIONS[0]
+    if about.is_file() and (left_out := json.loads(about.read_text()).get("left_out")):
+        raise ValueError(f"{weights} has no trained head ({left_out}): `jaxseg train --weights {weights}` trains one")
+    model, variables = load_model(weights)
+    if name in MODELS and type(model) is not type(create_model(name, 1)):
+        raise ValueError(f"{weights} holds a {type(model).__name__}, not {name}; leave the model's name out")
+    count = getattr(model, "num_classes", None)
+    demand_classes(weights, count, classes)
+    return Trained(model, variables, size, voc_palette(max(count or 0, 2)))
+
+
+def load_trained(name: str, weights: pathlib.Path | None, classes: int | None, size: tuple[int, int] | None) -> Trained:
     """The model `name` with `weights`; or that of the folder `name`, of a run or a converted checkpoint.
 
-    `classes` are those of a published file, which does not say; `size` the one asked for, 512 x 512 where neither
-    that nor a run says one. Raises ValueError and FileNotFoundError for words that fit nothing.
+    `classes`, where given, must be those that the weights score: a head is never left out. `size` is the one asked
+    for, 512 x 512 where neither that nor a run says one. Raises ValueError and FileNotFoundError for words that fit
+    nothing.
     """
     if weights is None:
         if name in MODELS:
@@ -48,16 +83,16 @@ def load_trained(name: str, weights: pathlib.Path | None, classes: int, size: tu
             raise FileNotFoundError(f"{name} is not the folder of a run (it holds no checkpoints){near}")
     elif name not in MODELS:
         raise ValueError(f'no model "{name}"; did you mean "{nearest_model(name)}"? `jaxseg models` lists all')
+    elif not weights.exists():
+        raise FileNotFoundError(f"--weights {weights}: no such file or folder")
     elif weights.is_file():
-        model = create_model(name, classes)
-        return Trained(model, load_weights(weights, model), size or (512, 512), voc_palette(classes))
+        return _of_file(name, weights, classes, size or (512, 512))
     if _described(weights):
-        model, variables = load_model(weights)
-        if name in MODELS and type(model) is not type(create_model(name, classes)):
-            raise ValueError(f"{weights} holds a {type(model).__name__}, not {name}; leave the model's name out")
-        count = getattr(model, "num_classes", None) or classes
-        return Trained(model, variables, size or (512, 512), voc_palette(count))
+        return _of_folder(name, weights, classes, size or (512, 512))
+    if not (weights / "checkpoints").is_dir():
+        raise FileNotFoundError(f"--weights {weights} is the folder of no run (checkpoints) and no model (model.json)")
     variables, trained = load_variables(weights)
+    demand_classes(weights, trained["num_classes"], classes)
     if name in MODELS and trained["model"] != name:
         raise ValueError(f"{weights} holds {trained['model']}, not {name}; name that model")
     if size not in (None, tuple(trained["size"])):

@@ -5,9 +5,10 @@ that says what to download and where to put it. Nothing here touches the network
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -114,6 +115,20 @@ def _root(data: str | os.PathLike, below: Sequence[str], marks: Sequence[str], w
     raise DataError(f"{data} does not hold {what}, so that there is {expected}")
 
 
+def _roots(*asked: Callable[[], pathlib.Path]) -> list[pathlib.Path]:
+    """Every root that is asked for; one DataError says what to do about all that are not there."""
+    found: list[pathlib.Path] = []
+    problems: list[str] = []
+    for ask in asked:
+        try:
+            found.append(ask())
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(*problems)
+    return found
+
+
 def _pairs(
     found: Iterable[tuple[pathlib.Path, pathlib.Path]], where: str
 ) -> tuple[tuple[pathlib.Path, pathlib.Path], ...]:
@@ -139,6 +154,16 @@ def _split(split: str, splits: Sequence[str]) -> None:
         raise DataError(f"no split '{split}'; there is {', '.join(splits)}")
 
 
+def _sbd_root(sbd: str | os.PathLike | None) -> pathlib.Path:
+    what = (
+        "SBD: download benchmark.tgz (home.bharathh.info/pubs/codes/SBD) and unpack it in "
+        f"{sbd or 'a folder that --sbd names'}"
+    )
+    if sbd is None:
+        raise DataError(f"trainaug needs {what}")
+    return _root(sbd, ("dataset", "benchmark_RELEASE/dataset"), ("img", "cls", "train.txt", "val.txt"), what)
+
+
 def voc(data: str | os.PathLike, split: str, sbd: str | os.PathLike | None = None) -> OfficialSource:
     """PASCAL VOC 2012 (Everingham et al. 2015): 21 classes; train 1,464, val 1,449, trainval 2,913 images.
 
@@ -151,20 +176,16 @@ def voc(data: str | os.PathLike, split: str, sbd: str | os.PathLike | None = Non
         f"it in {data}"
     )
     folders = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
-    root = _root(data, ("VOC2012", "VOCdevkit/VOC2012"), folders, what)
+    asked = [functools.partial(_root, data, ("VOC2012", "VOCdevkit/VOC2012"), folders, what)]
+    if split == "trainaug":
+        asked.append(functools.partial(_sbd_root, sbd))
+    root, *extra = _roots(*asked)
     lists = root / "ImageSets" / "Segmentation"
     names = _listed(lists / f"{'train' if split == 'trainaug' else split}.txt")
     found = [(root / "JPEGImages" / f"{n}.jpg", root / "SegmentationClass" / f"{n}.png") for n in names]
-    if split == "trainaug":
-        what = (
-            "SBD: download benchmark.tgz (home.bharathh.info/pubs/codes/SBD) and unpack it in "
-            f"{sbd or 'a folder that --sbd names'}"
-        )
-        if sbd is None:
-            raise DataError(f"trainaug needs {what}")
-        extra = _root(sbd, ("dataset", "benchmark_RELEASE/dataset"), ("img", "cls", "train.txt", "val.txt"), what)
-        added = {*_listed(extra / "train.txt"), *_listed(extra / "val.txt")} - {*names, *_listed(lists / "val.txt")}
-        found += [(extra / "img" / f"{n}.jpg", extra / "cls" / f"{n}.mat") for n in sorted(added)]
+    for more in extra:  # SBD, of trainaug
+        added = {*_listed(more / "train.txt"), *_listed(more / "val.txt")} - {*names, *_listed(lists / "val.txt")}
+        found += [(more / "img" / f"{n}.jpg", more / "cls" / f"{n}.mat") for n in sorted(added)]
     table = _table({c: c for c in range(len(VOC_CLASSES))} | {IGNORE: IGNORE})
     return OfficialSource(_pairs(found, str(root)), VOC_CLASSES, voc_palette(len(VOC_CLASSES)), table)
 

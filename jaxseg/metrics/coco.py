@@ -38,6 +38,7 @@ def _annotations(images: Sequence[Objects], *, found: bool, boxes_only: bool = F
 
     rows: list[dict[str, Any]] = []
     for image_id, objects in enumerate(images, 1):
+        scores: Any = objects.scores
         for i, (box, cls) in enumerate(zip(np.asarray(objects.boxes, float), objects.classes, strict=True)):
             x0, y0, x1, y1 = box
             row = {
@@ -54,7 +55,7 @@ def _annotations(images: Sequence[Objects], *, found: bool, boxes_only: bool = F
             if objects.area is not None:
                 row["area"] = float(objects.area[i])
             if found:
-                row["score"] = float(objects.scores[i])
+                row["score"] = float(scores[i])
             rows.append(row)
     return rows
 

@@ -9,6 +9,8 @@ from typing import Any
 import flax.linen as nn
 
 from jaxseg.backbones import BACKBONES
+from jaxseg.backbones.googlenet import GoogLeNet
+from jaxseg.backbones.vgg import VGG
 from jaxseg.models.adain_transfer import ENCODERS, AdaINTransfer
 from jaxseg.models.c4 import (
     fasterrcnn_resnet50_c4,
@@ -38,7 +40,7 @@ from jaxseg.models.faster_rcnn import (
     fasterrcnn_resnet101_fpn,
     fasterrcnn_vgg16,
 )
-from jaxseg.models.fcn import FCN1x1, fcn8s_vgg16, fcn8s_vgg16_at_once, fcn16s_vgg16, fcn32s_vgg16
+from jaxseg.models.fcn import FCN, FCN1x1, fcn8s_vgg16, fcn8s_vgg16_at_once, fcn16s_vgg16, fcn32s_vgg16
 from jaxseg.models.fcn_dilated import fcn_resnet50, fcn_resnet101
 from jaxseg.models.fcn_googlenet import FCNGoogLeNet
 from jaxseg.models.lraspp import LRASPP
@@ -142,6 +144,29 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+ONLY: dict[type[nn.Module], type[nn.Module]] = {  # what a head that is drawn for one kind of backbone stands on
+    FCN: VGG,
+    FCN1x1: VGG,
+    SegNet: VGG,
+    DeepLabLargeFOV: VGG,
+    FCNGoogLeNet: GoogLeNet,
+}
+
+
+def _demand_backbone(name: str, backbone: Callable[..., nn.Module]) -> None:
+    """Raises ValueError where the model needs another kind of backbone, and names those that fit."""
+    kind = ONLY.get(_model_class(MODELS[name]))
+    made: Any = backbone
+    while isinstance(made, functools.partial):
+        made = made.func
+    if kind is not None and isinstance(made, type) and not issubclass(made, kind):
+        fit = ", ".join(n for n, constructor in BACKBONES.items() if _model_class(constructor) is kind)
+        raise ValueError(
+            f'model "{name}" is drawn for {kind.__name__} and takes {fit}, not {made.__name__}; '
+            "fcn_resnet50 and the deeplabv3, pspnet and unet models take any backbone"
+        )
+
+
 def _constructor(name: str) -> Callable[..., nn.Module]:
     if name not in MODELS:
         raise ValueError(f'no model "{name}"{_nearest(name, MODELS)} jaxseg.MODELS lists all')
@@ -171,8 +196,8 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
 
     `num_classes` is for models that score classes, and for the conditional form of a generator. As JSON has no
     others, a `backbone` or `encoder` may be a name in `jaxseg.backbones.BACKBONES`, the `vgg` of `adain_transfer`
-    "vgg16" or "vgg19", and a tuple a list. Raises
-    ValueError, with the nearest name there is, for a model, a field or a backbone that does not exist.
+    "vgg16" or "vgg19", and a tuple a list. Raises ValueError, with the nearest name there is, for a model, a field or
+    a backbone that does not exist, and, with those that fit, for a backbone that the model cannot stand on.
     """
     constructor = _constructor(name)
     if num_classes is not None:
@@ -193,6 +218,8 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
             if fields[field] not in ENCODERS:
                 raise ValueError(f'no encoder "{fields[field]}"; there is {", ".join(ENCODERS)}')
             fields[field] = ENCODERS[fields[field]]
+        if field in ("backbone", "encoder"):
+            _demand_backbone(name, fields[field])
         if isinstance(fields[field], list):
             fields[field] = tuple(fields[field])
     return constructor(**fields)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.backbones import backbone_fields
+from jaxseg.backbones import backbone_fields, first_at_stride8
 from jaxseg.backbones.mobilenet_v2 import mobilenet_v2
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from jaxseg.backbones.resnet import resnet50, resnet101
@@ -87,7 +87,8 @@ class DeepLabV3(nn.Module):
     """DeepLabV3 (Chen et al. 2017, Figure 5), torchvision's in every number.
 
     Atrous spatial pyramid pooling on the deepest features, a 3x3 convolution and class scores, resized
-    bilinearly to the image. `aux` names the features that an auxiliary head scores, None for no such head.
+    bilinearly to the image. `aux` names the features that an auxiliary head scores, "c2" for those of
+    `first_at_stride8`, None for no such head.
     `align_corners` resizes, and `dilate_first` dilates (see `ResNet`), as segmentation-models-pytorch does.
     Any height and width will do; in train mode the image pooling's batch norm needs two images or more.
     """
@@ -123,7 +124,7 @@ class DeepLabV3(nn.Module):
         logits = resize_bilinear(at_least_float32(x), (h, w), align_corners=self.align_corners)
         if self.aux is None:
             return SegmentationOutput(logits)
-        y = features[self.aux]
+        y = features[first_at_stride8(backbone) if self.aux == "c2" else self.aux]
         head = FCNHead(self.num_classes, y.shape[-1] // 4, self.aux_dropout, **common, name="aux_classifier")
         scores = at_least_float32(head(y, train=train))
         return SegmentationOutput(logits, resize_bilinear(scores, (h, w), align_corners=self.align_corners))
@@ -131,10 +132,7 @@ class DeepLabV3(nn.Module):
 
 deeplabv3_resnet50 = functools.partial(DeepLabV3, backbone=resnet50)
 deeplabv3_resnet101 = functools.partial(DeepLabV3, backbone=resnet101)
-# torchvision's auxiliary head scores C2, the first block at stride 8
-deeplabv3_mobilenet_v3_large = functools.partial(
-    DeepLabV3, backbone=mobilenet_v3_large, output_stride=16, aux="features_4"
-)
+deeplabv3_mobilenet_v3_large = functools.partial(DeepLabV3, backbone=mobilenet_v3_large, output_stride=16, aux="c2")
 # segmentation-models-pytorch's
 deeplabv3_mobilenet_v2 = functools.partial(
     DeepLabV3, backbone=mobilenet_v2, aux=None, align_corners=True, dilate_first=True

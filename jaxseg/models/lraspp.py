@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.backbones import first_at_stride8
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from jaxseg.layers import BatchNorm, ConvNormAct, at_least_float32
 from jaxseg.models.output import SegmentationOutput
@@ -18,15 +19,15 @@ __all__ = ["LRASPP"]
 class LRASPP(nn.Module):
     """LR-ASPP on MobileNetV3 (Howard et al. 2019, Figure 10), torchvision's in every number.
 
-    The deepest features, weighed by a sigmoid of their means, and the `low` ones are scored, and the sum is
-    resized to the image. As in torchvision the means go over the whole image, where the paper takes large
-    windows. Any height and width will do.
+    The deepest features, weighed by a sigmoid of their means, and the `low` ones, by default those at stride 8
+    (`first_at_stride8`), are scored, and the sum is resized to the image. As in torchvision the means go over the
+    whole image, where the paper takes large windows. Any height and width will do.
     """
 
     num_classes: int
     backbone: Callable[..., nn.Module] = mobilenet_v3_large
     output_stride: int = 16
-    low: str = "features_4"  # C2, the first block at stride 8
+    low: str = "c2"
     features: int = 128
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Any = jnp.float32
@@ -36,7 +37,7 @@ class LRASPP(nn.Module):
     def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> SegmentationOutput:
         backbone = self.backbone(output_stride=self.output_stride, dtype=self.dtype, remat=self.remat, name="backbone")
         found = backbone(images, train=train)
-        low, high = found[self.low], found["stride32"]
+        low, high = found[first_at_stride8(backbone) if self.low == "c2" else self.low], found["stride32"]
         x = ConvNormAct(self.features, 1, norm=self.norm, dtype=self.dtype, name="cbr")(high, train=train)
         mean = high.mean((1, 2), keepdims=True)
         x *= nn.sigmoid(nn.Conv(self.features, (1, 1), use_bias=False, dtype=self.dtype, name="scale")(mean))

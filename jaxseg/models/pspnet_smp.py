@@ -12,7 +12,7 @@ from jaxseg.backbones import backbone_fields
 from jaxseg.backbones.resnet import resnet34, resnet50
 from jaxseg.layers import BatchNorm, ConvNormAct, Dropout, at_least_float32
 from jaxseg.models.output import SegmentationOutput
-from jaxseg.ops.pooling import adaptive_average_pool
+from jaxseg.models.pspnet import pool_of
 from jaxseg.ops.resize import resize_bilinear
 
 __all__ = ["EncoderPSPNet", "pspnet_smp_resnet34", "pspnet_smp_resnet50"]
@@ -32,7 +32,7 @@ class EncoderPSPNet(nn.Module):
     stride: int = 8
     features: int = 512
     bins: tuple[int, ...] = (1, 2, 3, 6)
-    pool: Callable[..., Array] = adaptive_average_pool
+    pool: str | Callable[..., Array] = "average"
     dropout: float = 0.2
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Any = jnp.float32
@@ -47,7 +47,7 @@ class EncoderPSPNet(nn.Module):
         conv = functools.partial(ConvNormAct, window=1, norm=self.norm, dtype=self.dtype)
         branches = []
         for i, bins in enumerate(self.bins):
-            x, features, name = self.pool(deep, (bins, bins)), deep.shape[-1] // len(self.bins), f"psp_{i}"
+            x, features, name = pool_of(self.pool)(deep, (bins, bins)), deep.shape[-1] // len(self.bins), f"psp_{i}"
             if bins == 1:
                 x = nn.relu(nn.Conv(features, (1, 1), dtype=self.dtype, name=name)(x))
             else:

@@ -14,7 +14,16 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 from jaxseg.data.augment import normalize
 from jaxseg.data.canvas import Fit, fit_geometry, fit_image
 
-__all__ = ["batch_predictor", "compiled_logits", "labels_at", "logits_size", "overlap_tile", "predictor", "taps"]
+__all__ = [
+    "batch_predictor",
+    "compiled_logits",
+    "labels_at",
+    "logits_size",
+    "overlap_tile",
+    "predictor",
+    "rivals",
+    "taps",
+]
 
 
 def labels_at(logits: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> Int[np.ndarray, "H W"]:
@@ -88,13 +97,18 @@ def overlap_tile(
     return result
 
 
+def rivals(logits: Float[Array, "n h w k"]) -> Float[Array, "n h w k2"]:
+    """Logits of at least two classes: the one of a binary model, z, stands against 0, and is label 1 where z > 0."""
+    return jnp.concatenate([jnp.zeros_like(logits), logits], -1) if logits.shape[-1] == 1 else logits
+
+
 def compiled_logits(model: nn.Module) -> Callable[[PyTree, UInt8[Array, "b h w 3"]], Float[Array, "b h2 w2 k"]]:
-    """The logits of uint8 images as a compiled function of (variables, images)."""
+    """The logits of uint8 images, of at least two classes, as a compiled function of (variables, images)."""
 
     @jax.jit
     def logits(variables: PyTree, images: Array) -> Array:
         output: Any = model.apply(variables, normalize(images.astype(jnp.float32) / 255), train=False)
-        return output.logits
+        return rivals(output.logits)
 
     return logits
 

@@ -1,7 +1,7 @@
 """Published checkpoints: files to named arrays, and named arrays to Flax variables."""
 
 from jaxseg.weights.adain import load_adain_transfer, normalize_encoder
-from jaxseg.weights.convert import LoadedModel, convert, load_model, save_model
+from jaxseg.weights.convert import LoadedModel, convert, load_model, published_arguments, save_model
 from jaxseg.weights.files import read_weights
 from jaxseg.weights.genforce import from_genforce, to_genforce
 from jaxseg.weights.inception import LoadedInception, from_inception, load_inception
@@ -29,6 +29,7 @@ __all__ = [
     "load_published",
     "load_weights",
     "normalize_encoder",
+    "published_arguments",
     "read_nvlabs",
     "read_pth",
     "read_weights",

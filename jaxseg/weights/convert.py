@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import numpy as np
 from jaxtyping import PyTree
 
 from jaxseg.backbones import BACKBONES
 from jaxseg.models import create_model
 from jaxseg.models.adain_transfer import ENCODERS, AdaINTransfer
+from jaxseg.models.pspnet import POOLS
 from jaxseg.weights.files import read_weights
 from jaxseg.weights.folder import description, weights_file
 from jaxseg.weights.genforce import genforce_fields
@@ -19,12 +21,13 @@ from jaxseg.weights.published import (
     Loaded,
     from_published,
     load_published,
+    no_aux,
     recognize,
     save_weights,
 )
 from jaxseg.weights.vgg import WeightsMismatch
 
-__all__ = ["LoadedModel", "convert", "load_model", "save_model"]
+__all__ = ["LoadedModel", "convert", "load_model", "published_arguments", "save_model"]
 
 PREPROCESSING = {  # of every publisher's, and of jaxseg.data.normalize
     "channels": "RGB",
@@ -56,8 +59,8 @@ def load_model(folder: str | pathlib.Path) -> LoadedModel:
 
 
 def _jsonable(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields, backbones by their names; ValueError for one that JSON cannot hold."""
-    names = {id(constructor): name for name, constructor in (BACKBONES | ENCODERS).items()}
+    """The fields, backbones, encoders and poolings by their names; ValueError for one that JSON cannot hold."""
+    names = {id(constructor): name for name, constructor in (BACKBONES | ENCODERS | POOLS).items()}
     plain = {k: names.get(id(v), v) for k, v in fields.items()}
     for field, value in plain.items():
         try:
@@ -92,6 +95,38 @@ def save_model(
     (folder / "model.json").write_text(text + "\n")
 
 
+def published_arguments(
+    name: str, path: str | pathlib.Path, num_classes: int | None = None, **fields: Any
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Arguments of `create_model` for the model of that name whose checkpoint is at `path`, and its state_dict.
+
+    The classes are those of the file unless `num_classes` says others. The model has the fields that its publisher's
+    has, and no auxiliary head where the file has none. Raises WeightsMismatch where the file is not of such a model.
+    """
+    path = pathlib.Path(path)
+    file = path
+    if path.is_dir():
+        file, described = weights_file(path), dict(description(path) or {})
+        theirs = described.pop("name", name)
+        if type(create_model(name, 1)) is not type(create_model(theirs, 1)):
+            raise WeightsMismatch(f"{path} is of {theirs}, not {name}; name that model")
+        described.pop("num_classes", None)
+        fields = described | fields
+    state = read_weights(file)
+    model: Any = create_model(name, num_classes or 1, **fields)
+    if isinstance(model, GENERATION) and not any(entry.startswith("params/") for entry in state):
+        found = genforce_fields(state)
+        count = max(found.pop("num_classes") - (getattr(model, "condition", "") == "auxiliary"), 0)  # less the score
+        return {"name": name, "num_classes": count if num_classes is None else num_classes, **found, **fields}, state
+    if getattr(model, "aux", None) and not any("aux" in entry for entry in state):
+        fields = {"aux": no_aux(model)} | fields
+    known = recognize(state, model, where=str(file))
+    num_classes = num_classes or known.num_classes
+    if num_classes is None:
+        raise WeightsMismatch(f"{file} does not say how many classes it scores; say it")
+    return {"name": name, "num_classes": num_classes, **known.fields, **fields}, state
+
+
 def convert(
     name: str, path: str | pathlib.Path, folder: str | pathlib.Path, num_classes: int | None = None, **fields: Any
 ) -> Loaded:
@@ -102,34 +137,8 @@ def convert(
     publisher's has, and no auxiliary head where the file has none. Raises what `load_weights` does.
     """
     path = pathlib.Path(path)
-    file = path
-    if path.is_dir():
-        file, described = weights_file(path), dict(description(path) or {})
-        ours, theirs = type(create_model(name, 1)), type(create_model(described.pop("name", name), 1))
-        if ours is not theirs:
-            raise WeightsMismatch(f"{path} is of {theirs.__name__}, not {ours.__name__}")
-        described.pop("num_classes", None)
-        fields = described | fields
-    state = read_weights(file)
-    model: Any = create_model(name, num_classes or 1, **fields)
-    if isinstance(model, GENERATION) and not any(entry.startswith("params/") for entry in state):
-        found = genforce_fields(state)
-        count = max(found.pop("num_classes") - (getattr(model, "condition", "") == "auxiliary"), 0)  # less the score
-        count = count if num_classes is None else num_classes
-        fields = found | fields
-        loaded = from_published(state, create_model(name, count, **fields), where=str(file))
-        about: dict[str, str | None] = {"publisher": loaded.publisher, "source": path.name}
-        save_model(folder, loaded.variables, name, count, about=about, **fields)
-        return loaded
-    if getattr(model, "aux", None) and not any("aux" in entry for entry in state):
-        fields = {"aux": None if isinstance(model.aux, str) else False} | fields
-    known = recognize(state, model)
-    fields = dict(known.fields) | fields
-    num_classes = num_classes or known.num_classes
-    if num_classes is None:
-        raise WeightsMismatch(f"{file} does not say how many classes it scores; say it")
-    model = create_model(name, num_classes, **fields)
-    loaded = from_published(state, model, where=str(file))
+    arguments, state = published_arguments(name, path, num_classes, **fields)
+    loaded = from_published(state, create_model(**arguments), where=str(path))
     about = {"publisher": loaded.publisher, "source": path.name, "left_out": loaded.left_out}
-    save_model(folder, loaded.variables, name, num_classes, about=about, **fields)
+    save_model(folder, loaded.variables, about=about, **arguments)
     return loaded

@@ -49,6 +49,10 @@ FIELDS = {
     ("batch_stats", "scale"): "weight",  # of frozen norms
     ("batch_stats", "bias"): "bias",
 }
+SIGNS = {  # entries of a publisher's PSPNet, of which there are two, and the models that they fit
+    "decoder.psp.": "SMP's PSPNet, pspnet_smp_resnet34 or pspnet_smp_resnet50",
+    "ppm.": "semseg's PSPNet, pspnet_resnet18 to pspnet_resnet152",
+}
 CLASSIFIERS = ("fc.", "classifier.", "aux1.", "aux2.", "last_linear.")  # of ImageNet's classes, beside a backbone
 
 Path = tuple[str, ...]
@@ -135,7 +139,7 @@ def _demand_fields(publisher: str, model: nn.Module) -> None:
         if getattr(model, field) != value:
             raise WeightsMismatch(
                 f"{publisher}'s {type(model).__name__} has {field}={value}, this one {getattr(model, field)}; "
-                f"create it with {', '.join(f'{k}={v}' for k, v in wanted.items())}"
+                f"create it with {', '.join(f'{k}={v}' for k, v in wanted.items())}, as `jaxseg convert` does"
             )
 
 
@@ -164,10 +168,12 @@ def _fit(state: Mapping[str, np.ndarray], model: nn.Module, shapes: Mapping[Path
     ]
     best = max(candidates, key=lambda fit: len(fit.names.keys() & fit.entries.keys()))
     if not best.names.keys() & best.entries.keys():
+        found = {name.removeprefix("module.") for name in state}
+        others = [names for sign, names in SIGNS.items() if any(name.startswith(sign) for name in found)]
         raise WeightsMismatch(
             f"{where} is none of {', '.join(fit.publisher.name for fit in candidates)}'s {type(model).__name__}: it "
             f"has {', '.join(sorted(state)[:3])} ..., and {best.publisher.name}'s has "
-            f"{', '.join(sorted(best.names)[:3])} ..."
+            f"{', '.join(sorted(best.names)[:3])} ..." + "".join(f"; it fits {names}" for names in others)
         )
     return best
 
@@ -180,10 +186,15 @@ class Recognized(NamedTuple):
     fields: Mapping[str, Any]
 
 
-def recognize(state: Mapping[str, np.ndarray], model: nn.Module) -> Recognized:
+def no_aux(model: Any) -> bool | None:
+    """What the field `aux` of the model is without an auxiliary head."""
+    return None if model.aux is None or isinstance(model.aux, str) else False
+
+
+def recognize(state: Mapping[str, np.ndarray], model: nn.Module, *, where: str = "the state_dict") -> Recognized:
     """What a published state_dict of such a model, with any number of classes, says of it."""
     shapes = _shapes(model)
-    publisher, names, entries = _fit(state, model, shapes, "the state_dict")
+    publisher, names, entries = _fit(state, model, shapes, where)
     head = _head(model, shapes)
     counts = [_to_flax(publisher, entries[n]).shape[-1] for n, p in names.items() if p in head and n in entries]
     return Recognized(publisher.name, max(counts, default=None), publisher.fields.get(type(model), {}))
@@ -199,6 +210,8 @@ def from_published(
     """Variables of `model` with the values of a published state_dict, as `load_weights` has them from a file."""
     if isinstance(model, VGG | VGGClassifier):
         blank = traverse_util.unflatten_dict(_shapes(model))
+        if isinstance(model, VGG):  # which has no use for fc6 and deeper
+            state = {n: a for n, a in state.items() if not n.removeprefix("module.").startswith("classifier.")}
         return Loaded(from_torchvision(state, blank), "torchvision", None)
     own = any(name.startswith("params/") for name in state)
     if isinstance(model, GENERATION) and not own:
@@ -239,8 +252,11 @@ def from_published(
     }
     if any(problems.values()):
         lists = "; ".join(f"{what}: {', '.join(which)}" for what, which in problems.items() if which)
-        aux = any("aux" in name for name in (*problems["missing"], *problems["unexpected"]))
-        fix = " (the field `aux` of the model says whether it has the auxiliary head)" if aux else ""
+        fix = ""
+        if any("aux" in name for name in problems["missing"]):
+            fix = f"; it has no auxiliary head: create the model with the field `aux`={no_aux(model)}"
+        elif any("aux" in name for name in problems["unexpected"]):
+            fix = "; it has an auxiliary head: leave the field `aux` of the model as it is by default"
         raise WeightsMismatch(f"{where} does not fit this {type(model).__name__} of {publisher}: {lists}{fix}")
     left_out = None
     if other_classes:
@@ -325,4 +341,5 @@ def save_weights(
     if path.suffix != ".safetensors":
         found = path.suffix or "without suffix"
         raise ValueError(f"{path}: published weights are written as .safetensors, not {found}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file(to_published(model, variables, publisher), path)

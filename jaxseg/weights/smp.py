@@ -66,5 +66,5 @@ SMP = Publisher(
         (r"^decoder\.1\.", "decoder.conv."),
         (r"^decoder\.2\.", "decoder.bn."),
     ),
-    fields={DeepLabV3: {"align_corners": True, "dilate_first": True}},
+    fields={DeepLabV3: {"aux": None, "align_corners": True, "dilate_first": True}},
 )

@@ -111,7 +111,9 @@ def _fill(flat: dict[Path, Any], names: Mapping[str, Path], state: Mapping[str, 
 
 
 def _entries(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
+    """The file's arrays without DataParallel's prefix and counters."""
+    kept = {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
+    return {name.removeprefix("module."): array for name, array in kept.items()}
 
 
 def from_torchvision(state: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,18 +2,21 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.named import close_as_theirs, fill, image
 
-from jaxseg.backbones import BACKBONES, backbone_fields
+import jaxseg
+from jaxseg.backbones import BACKBONES, backbone_fields, first_at_stride8
 from jaxseg.backbones.googlenet import googlenet
 from jaxseg.backbones.mobilenet_v2 import mobilenet_v2
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
 from jaxseg.backbones.resnet import BasicBlock, resnet50
 from jaxseg.backbones.vgg import vgg16
+from jaxseg.layers import BatchNorm
 from jaxseg.models.deeplabv3 import DeepLabV3
 from jaxseg.models.deeplabv3plus import DeepLabV3Plus
 from jaxseg.models.fcn_dilated import DilatedFCN
@@ -134,6 +137,62 @@ def test_any_backbone_serves_any_head(name):
         assert output.logits.shape == (2, 65, 97, 3)
         assert (output.aux_logits is not None) == (head in (DilatedFCN, DeepLabV3, PSPNet))
         assert field in variables["params"]
+
+
+LOW = {"resnet18": "stride8", "mobilenet_v3_small": "features_2", "mobilenet_v3_large": "features_4"}
+
+
+@pytest.mark.parametrize("name", LOW)
+def test_the_low_features_are_torchvisions_c2_or_those_at_stride_8(name):
+    """torchvision's C2 is the first block at stride 8, the third from last of those that stride."""
+    assert first_at_stride8(BACKBONES[name]()) == LOW[name]
+    images = jax.ShapeDtypeStruct((1, 65, 97, 3), jnp.float32)
+    for head in ("lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"):
+        model = jaxseg.create_model(head, 3, backbone=name)
+        init = functools.partial(model.init_with_output, train=False)
+        output, _ = jax.eval_shape(init, jax.random.key(0), images)
+        assert output.logits.shape == (1, 65, 97, 3)
+
+
+def test_heads_that_are_drawn_for_one_kind_of_backbone_name_those_that_fit():
+    images = jax.ShapeDtypeStruct((1, 65, 97, 3), jnp.float32)
+    model = jaxseg.create_model("deeplab_largefov_vgg16", 3, encoder="vgg11", fc_features=8)
+    output, _ = jax.eval_shape(functools.partial(model.init_with_output, train=False), jax.random.key(0), images)
+    assert output.logits.shape == (1, 65, 97, 3)
+    for name in ("fcn8s_vgg16", "fcn_vgg16_1x1", "segnet_vgg16_bn", "deeplab_largefov_vgg16"):
+        with pytest.raises(ValueError, match=rf'"{name}" is drawn for VGG and takes vgg11, .*vgg19_bn, not ResNet'):
+            jaxseg.create_model(name, 3, encoder="resnet18")
+    with pytest.raises(ValueError, match=r'"fcn_googlenet" is drawn for GoogLeNet and takes googlenet, not VGG'):
+        jaxseg.create_model("fcn_googlenet", 3, backbone="vgg11")
+
+
+def test_pspnet_leaves_a_backbone_its_norm():
+    def names(backbone, **fields):
+        model = PSPNet(num_classes=3, backbone=backbone, aux=False, **fields)
+        images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+        tree = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+        return tree["params"]["backbone"]
+
+    assert not any(name.startswith("bn") for name in names(BACKBONES["vgg11"]))
+    assert any(name.startswith("bn") for name in names(BACKBONES["vgg11_bn"]))
+    seen = []
+
+    def norm(**fields):
+        seen.append(fields["name"])
+        return BatchNorm(**fields)
+
+    names(BACKBONES["resnet18"], norm=norm)
+    assert "downsample_1" in seen  # another norm is the backbone's too
+    epsilons = set()
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, BatchNorm) and "backbone" in context.module.path:
+            epsilons.add(context.module.epsilon)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        names(BACKBONES["googlenet"])
+    assert epsilons == {1e-3}
 
 
 def test_fields_that_a_backbone_has_not_are_left_out():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from official_folders import SIZE, blocks, draw, make_ade20k, make_cityscapes, make_pets, make_voc
 
+from jaxseg.cli.arguments import one_message
 from jaxseg.data import DataError, ade20k, check_data, cityscapes, oxford_pets, voc
 
 
@@ -74,6 +75,21 @@ def test_absent_data_say_at_once_what_to_download_and_where_to_put_it(source, sp
         assert words in str(error.value)
     with pytest.raises(DataError, match=f"no split 'none'; there is .*{split}"):
         source(tmp_path, "none")
+
+
+def test_both_archives_of_voc_are_named_at_once(tmp_path):
+    with pytest.raises(DataError) as error:
+        voc(tmp_path / "nowhere", "trainaug", tmp_path / "neither")
+    assert len(error.value.problems) == 2
+    for words in ("VOCtrainval_11-May-2012.tar", "benchmark.tgz", f"unpack it in {tmp_path / 'neither'}"):
+        assert words in str(error.value)
+
+
+def test_absent_data_end_an_experiment_with_one_message(capsys):
+    with pytest.raises(SystemExit) as ended, one_message():
+        voc("nowhere", "val")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: nowhere does not hold PASCAL VOC 2012: download")
 
 
 def test_files_that_are_missing_or_do_not_fit_are_named(tmp_path):

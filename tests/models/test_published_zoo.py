@@ -10,7 +10,6 @@ from golden.named import close_as_theirs, fill, image
 from models.test_zoo import LIVE, narrow
 
 import jaxseg
-from jaxseg.ops.pooling import adaptive_max_pool
 from jaxseg.weights import load_weights, read_weights, save_weights
 
 pytestmark = pytest.mark.parity
@@ -98,7 +97,7 @@ def narrow_pair(name):
 
     model, variables, images = narrow(name.removesuffix(" with maxima"))
     if name.endswith("with maxima"):
-        model = model.clone(pool=adaptive_max_pool)
+        model = model.clone(pool="max")
     return without_dropout(model), variables, images, lambda: published.narrow(name)
 
 

@@ -11,12 +11,15 @@ from safetensors.numpy import load_file, save_file
 
 import jaxseg
 from jaxseg.cli import main
+from jaxseg.models.pspnet import pool_of
+from jaxseg.ops.pooling import adaptive_average_pool, adaptive_max_pool
 from jaxseg.weights import (
     WeightsMismatch,
     convert,
     load_published,
     load_weights,
     read_weights,
+    save_model,
     save_weights,
     to_published,
 )
@@ -228,3 +231,16 @@ def test_a_style_transfer_is_saved_with_its_encoder(tmp_path):
     save_file({"0.weight": np.zeros((3, 3, 1, 1), np.float32)}, tmp_path / "decoder.safetensors")
     with pytest.raises(WeightsMismatch, match=r"two files: .*load_adain_transfer"):
         load_weights(tmp_path / "decoder.safetensors", model)
+
+
+def test_the_max_pooling_pspnet_is_saved_by_the_name_of_its_pooling(tmp_path):
+    for pool in ("max", adaptive_max_pool):
+        fields = {"backbone": "resnet18", "features": [8, 8], "pool": pool}
+        variables = variables_of(jaxseg.create_model("pspnet_resnet50", 2, **fields))
+        save_model(tmp_path / "psp", variables, "pspnet_resnet50", 2, **fields)
+        model, loaded = jaxseg.load_model(tmp_path / "psp")
+        assert model.pool == "max"
+        assert_equal(loaded, variables)
+    assert (pool_of("max"), pool_of("average")) == (adaptive_max_pool, adaptive_average_pool)
+    with pytest.raises(ValueError, match='no pooling "min"; there is average, max'):
+        pool_of("min")

@@ -186,7 +186,9 @@ def test_weights_of_smp_do_not_pass_for_torchvisions():
     assert from_published(state, of_smp).publisher == "segmentation-models-pytorch"
     old = {k.replace("decoder.aspp.", "decoder.0.").replace("decoder.conv.", "decoder.1."): v for k, v in state.items()}
     assert_equal(from_published(old, of_smp).variables, variables)
-    with pytest.raises(WeightsMismatch, match="create it with align_corners=True, dilate_first=True"):
+    with pytest.raises(
+        WeightsMismatch, match="create it with aux=None, align_corners=True, dilate_first=True, as `jaxseg convert`"
+    ):
         from_published(state, model.clone(aux=None))
 
 

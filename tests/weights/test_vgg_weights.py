@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 import jaxseg
 from jaxseg.backbones import vgg
 from jaxseg.backbones.vgg import VGGClassifier
-from jaxseg.weights import WeightsMismatch, from_torchvision, load_encoder, to_torchvision
+from jaxseg.weights import WeightsMismatch, from_torchvision, load_encoder, save_weights, to_torchvision
 
 FILE = "shared/data/weights/vgg16_imagenet_conv.npz"  # beside the checkout, or beside a folder of checkouts
 SHARED = next((p / FILE for p in pathlib.Path(__file__).parents[3:] if (p / FILE).exists()), None)
@@ -65,6 +65,17 @@ def test_names_and_an_exact_round_trip(name):
     blank = jax.tree.map(jnp.zeros_like, variables)
     state["features.1.num_batches_tracked"] = np.array(3)  # torchvision's files have it
     assert_equal(from_torchvision(state, blank), variables)
+
+
+def test_a_backbone_takes_imagenets_file_without_its_classifier_or_prefix(tmp_path):
+    _, weights = classifier("vgg11")
+    state = {f"module.{k}": np.ascontiguousarray(v) for k, v in to_torchvision(weights).items()}
+    save_file(state, tmp_path / "vgg11.safetensors")
+    backbone = vgg.vgg11(features=NARROW)
+    loaded = jaxseg.load_weights(tmp_path / "vgg11.safetensors", backbone)
+    assert_equal(loaded["params"], weights["params"]["encoder"])
+    save_weights(tmp_path / "made" / "here" / "w.safetensors", backbone, loaded)  # with the folders that it lacks
+    assert_equal(jaxseg.load_weights(tmp_path / "made" / "here" / "w.safetensors", backbone), loaded)
 
 
 def test_fc6_flattens_channels_first():

@@ -1,0 +1,174 @@
+"""What the command line makes of weights: the classes, fields and folders that they are of, and none that they lack."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden.named import fill
+from PIL import Image
+from safetensors.numpy import save_file
+from test_cli import jaxseg_command
+
+import jaxseg
+from jaxseg.cli.trained import load_trained
+from jaxseg.pretrained import fields_of, start_from
+from jaxseg.weights import WeightsMismatch, convert, save_weights, to_published
+from jaxseg.weights.folder import smp_model
+
+UNET = {"_model_class": "Unet", "encoder_name": "resnet18", "decoder_channels": [8, 8, 4, 4, 4]}
+
+
+def variables_of(model):
+    images = jnp.zeros((1, 64, 64, 3))
+    return fill(jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images))
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+def written(path, name, classes, **fields):
+    """Variables of the model, written to a file in its publisher's layout."""
+    model = jaxseg.create_model(name, classes, **fields)
+    variables = variables_of(model)
+    save_weights(path, model, variables)
+    return model, variables
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def hub_folder(folder, classes):
+    config = UNET | {"classes": classes}
+    model = jaxseg.create_model(**smp_model(config))
+    variables = variables_of(model)
+    folder.mkdir()
+    save_weights(folder / "model.safetensors", model, variables)
+    (folder / "config.json").write_text(json.dumps(config))
+    return model, variables
+
+
+def test_a_binary_model_predicts_both_labels_in_two_colours(tmp_path, photo):
+    model, variables = hub_folder(tmp_path / "hub", 1)
+    images = jax.ShapeDtypeStruct((1, 32, 64, 3), jnp.float32)
+    assert jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images).logits.shape[-1] == 1
+    assert jaxseg_command("predict", tmp_path / "hub", photo, "--size", "32x64", "--out", tmp_path / "o") == 0
+    with Image.open(tmp_path / "o" / "photo_palette.png") as picture:
+        labels, colours = np.asarray(picture), picture.getpalette()[:6]
+    assert set(np.unique(labels)) == {0, 1}
+    assert colours == [0, 0, 0, 128, 0, 0]
+
+
+def test_the_file_says_how_many_classes_and_another_number_is_an_error(tmp_path, photo, capsys):
+    name = "lraspp_mobilenet_v3_large"
+    _, variables = written(tmp_path / "w.safetensors", name, 3)
+    trained = load_trained(name, tmp_path / "w.safetensors", None, None)
+    assert trained.model.num_classes == len(trained.palette) == 3
+    assert_equal(trained.variables, variables)
+    words = ("predict", name, photo, "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "o")
+    assert jaxseg_command(*words, "--classes", 21) == 2
+    assert "w.safetensors scores 3 classes, not 21; leave --classes out" in capsys.readouterr().err
+    export = ("export", name, "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "o", "--classes", 5)
+    assert jaxseg_command(*export) == 2
+    assert "scores 3 classes, not 5" in capsys.readouterr().err
+    detector = np.zeros(91, np.float32)
+    save_file({"roi_heads.box_predictor.cls_score.bias": detector}, tmp_path / "d.safetensors")
+    words = ("predict", "maskrcnn_resnet50_fpn", photo, "--weights", tmp_path / "d.safetensors", "--out", tmp_path)
+    assert jaxseg_command(*words, "--classes", 21) == 2
+    assert "scores 91 classes, not 21" in capsys.readouterr().err
+    convert(name, tmp_path / "w.safetensors", tmp_path / "seven", 7)
+    with pytest.raises(ValueError, match=r"seven has no trained head .*scores 3 classes and the model 7"):
+        load_trained(str(tmp_path / "seven"), None, None, None)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("fcn_resnet50", {"aux": False}),
+        ("deeplabv3_mobilenet_v3_large", {"aux": None}),
+        ("deeplabv3_resnet50", {"aux": None, "align_corners": True, "dilate_first": True}),  # SMP's
+    ],
+)
+def test_a_file_without_auxiliary_head_or_of_smp_is_used_as_it_is(tmp_path, name, fields):
+    path = tmp_path / "w.safetensors"
+    model, variables = written(path, name, 4, **fields)
+    trained = load_trained(name, path, None, None)
+    assert trained.model == model
+    assert_equal(trained.variables, variables)
+    assert fields_of(path, name) == fields
+    with pytest.raises(WeightsMismatch, match=f"aux`?={fields['aux']}"):  # the way out that the error names
+        start_from(path, jaxseg.create_model(name, 4))({})
+    assert_equal(start_from(path, jaxseg.create_model(name, 4, **fields))(variables), variables)
+
+
+def test_a_backbone_s_file_says_nothing_of_the_model(tmp_path):
+    model = jaxseg.create_model("pspnet_resnet18", 3)
+    state = {k.removeprefix("module."): v for k, v in to_published(model, variables_of(model)).items()}
+    save_file({k: v for k, v in state.items() if k.startswith("layer")}, tmp_path / "resnet18.safetensors")
+    assert fields_of(tmp_path / "resnet18.safetensors", "pspnet_resnet18") == {}
+
+
+def test_training_starts_from_a_hub_folder_and_from_a_converted_one(tmp_path, capsys):
+    _, variables = hub_folder(tmp_path / "hub", 3)
+    convert("unet_resnet34", tmp_path / "hub", tmp_path / "converted")
+    for folder in (tmp_path / "hub", tmp_path / "converted"):
+        fields = fields_of(folder, "unet_resnet34")
+        assert fields["encoder"] == "resnet18"
+        assert json.loads(json.dumps(fields)) == fields  # what a run's config holds
+        model = jaxseg.create_model("unet_resnet34", 2, **fields)
+        fresh = jax.tree.map(lambda x: x + 1, variables_of(model))
+        started = start_from(folder, model)(fresh)
+        assert_equal(started["params"]["encoder"], variables["params"]["encoder"])
+        assert_equal(started["batch_stats"], variables["batch_stats"])
+        assert_equal(started["params"]["logits"], fresh["params"]["logits"])
+        assert "scores 3 classes and the model 2" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty holds no weights"):
+        start_from(tmp_path / "empty", model)(fresh)
+
+
+def test_train_takes_a_converted_folder_with_the_fields_that_it_describes(tmp_path):
+    hub_folder(tmp_path / "hub", 3)
+    words = ("--size", "32x32", "--steps", 1, "--batch", 8, "--out", tmp_path / "run", "--weights", tmp_path / "hub")
+    assert jaxseg_command("train", "unet_resnet34", "--data", small_folder(tmp_path / "data"), *words) == 0
+    model, _ = jaxseg.load_run(tmp_path / "run")
+    assert model.decoder_features == (8, 8, 4, 4, 4)
+
+
+def small_folder(root):
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind, shape, most in (("images", (32, 32, 3), 256), ("labels", (32, 32), 2)):
+            (root / split / kind).mkdir(parents=True)
+            for i in range(8):
+                Image.fromarray(rng.integers(0, most, shape, np.uint8)).save(root / split / kind / f"{i}.png")
+    (root / "classes.txt").write_text("a\nb")
+    return root
+
+
+def test_weights_that_are_not_there_or_of_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"typo\.pth: no such file or folder"):
+        load_trained("fcn_resnet50", tmp_path / "typo.pth", None, None)
+    with pytest.raises(FileNotFoundError, match=r"is the folder of no run .* and no model"):
+        load_trained("fcn_resnet50", tmp_path, None, None)
+
+
+def test_the_other_publisher_s_pspnet_names_the_models_that_fit(tmp_path):
+    written(tmp_path / "smp.safetensors", "pspnet_smp_resnet34", 3)
+    with pytest.raises(WeightsMismatch, match="fits SMP's PSPNet, pspnet_smp_resnet34 or pspnet_smp_resnet50"):
+        load_trained("pspnet_resnet50", tmp_path / "smp.safetensors", None, None)
+    written(tmp_path / "semseg.safetensors", "pspnet_resnet18", 3)
+    with pytest.raises(WeightsMismatch, match="fits semseg's PSPNet, pspnet_resnet18"):
+        load_trained("pspnet_smp_resnet34", tmp_path / "semseg.safetensors", None, None)
+    hub_folder(tmp_path / "hub", 2)
+    with pytest.raises(WeightsMismatch, match="is of unet_resnet34, not pspnet_resnet50; name that model"):
+        convert("pspnet_resnet50", tmp_path / "hub", tmp_path / "out")
