@@ -254,9 +254,9 @@ def from_published(
         lists = "; ".join(f"{what}: {', '.join(which)}" for what, which in problems.items() if which)
         fix = ""
         if any("aux" in name for name in problems["missing"]):
-            fix = f"; it has no auxiliary head: create the model with the field `aux`={no_aux(model)}"
+            fix = f"; it has no auxiliary head (field `aux` of the model): create it with aux={no_aux(model)}"
         elif any("aux" in name for name in problems["unexpected"]):
-            fix = "; it has an auxiliary head: leave the field `aux` of the model as it is by default"
+            fix = "; it has an auxiliary head: leave the field `aux` of the model at its default"
         raise WeightsMismatch(f"{where} does not fit this {type(model).__name__} of {publisher}: {lists}{fix}")
     left_out = None
     if other_classes:
