@@ -78,7 +78,7 @@ def class_names(weights: pathlib.Path, count: int) -> tuple[str, ...]:
         named = read_meta(weights / "checkpoints", max(steps))["config"].get("class_names", ())
         if len(named) == count:
             return tuple(named)
-    return COCO_NAMES if count == len(COCO_NAMES) else tuple(f"class {k}" for k in range(count))
+    return COCO_NAMES if count == len(COCO_NAMES) else ("background", *(f"class {k}" for k in range(1, count)))
 
 
 def detect_files(
