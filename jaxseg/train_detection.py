@@ -3,7 +3,7 @@
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -54,16 +54,20 @@ class _Prepared(NamedTuple):
     homeless: Any  # int32 [n]: objects that had no place
 
 
-def _sound(boxes: Any, classes: Any, valid: Any, sizes: Any, num_classes: int) -> tuple[Array, Array, Array, Array]:
-    """The objects `[n, g]` cut to their pictures, those without area there or a class in range no longer valid.
+def _sound(truth: Any, sizes: Any, num_classes: int) -> tuple[Instances, Array]:
+    """The objects cut to their pictures, those without area there or a class in range no longer valid.
 
-    Boxes, classes, validity, and of each image how many were lost. Such an object would make the loss infinite, or
-    silently another.
+    And how many each image has lost: such an object would make the loss infinite, or silently another.
     """
-    boxes = clip_boxes(boxes, sizes)
-    good = valid & (boxes[..., 2:] > boxes[..., :2]).all(-1) & (classes >= 1) & (classes < num_classes)
-    lost = jnp.sum(valid & ~good, 1, dtype=jnp.int32)
-    return jnp.where(good[..., None], boxes, 0), jnp.where(good, classes, 0), good, lost
+    boxes, classes = clip_boxes(truth.boxes, sizes), truth.classes
+    good = truth.valid & (boxes[..., 2:] > boxes[..., :2]).all(-1) & (classes >= 1) & (classes < num_classes)
+    lost = jnp.sum(truth.valid & ~good, 1, dtype=jnp.int32)
+    return Instances(jnp.where(good[..., None], boxes, 0), jnp.where(good, classes, 0), good, truth.beyond), lost
+
+
+def _of_arrays(example: PyTree) -> Instances:
+    none = jnp.zeros(example["image"].shape[0], jnp.int32)
+    return Instances(example["boxes"], example["classes"], example["valid"], example.get("beyond", none))
 
 
 def _sizes(example: PyTree) -> Array:
@@ -194,24 +198,22 @@ def detection(
     def prepared(batch: PyTree, key: PRNGKeyArray | None) -> _Prepared:
         example = {k: jnp.asarray(batch[k], t) for k, t in _TRUTH.items() if k in batch}
         example["image"] = jnp.asarray(batch["image"], jnp.float32) / 255
-        fields, bad = ("boxes", "classes", "valid"), cast(Any, None)
+        bad = None
         if "boxes" in example:  # before augmentations, which drop what leaves the picture
-            *sound, bad = _sound(*(example[k] for k in fields), _sizes(example), num_classes)
-            example |= zip(fields, sound, strict=True)
+            sound, bad = _sound(_of_arrays(example), _sizes(example), num_classes)
+            example |= {"boxes": sound.boxes, "classes": sound.classes, "valid": sound.valid}
         if key is not None:
             example = augmented(augment, key, example)
             for position, mix in enumerate(batch_augment, len(augment)):
                 example = mix(jax.random.fold_in(key, position), example)
         if "boxes" in example:
-            homeless = example.get("beyond", jnp.zeros(example["image"].shape[0], jnp.int32))
-            truth = Instances(example["boxes"], example["classes"], example["valid"], homeless)
-            masks = example.get("masks")
+            truth, masks = _of_arrays(example), example.get("masks")
+            homeless = truth.beyond
         else:
             masks, label = example["instances"], example["label"]
             truth = jax.vmap(functools.partial(instances_of, g=max_instances))(masks, label)
             homeless = jax.vmap(functools.partial(_objects_beyond, g=max_instances))(masks, label)
-        *sound, lost = _sound(*truth[:3], _sizes(example), num_classes)
-        truth = Instances(*sound, truth.beyond)
+        truth, lost = _sound(truth, _sizes(example), num_classes)
         proposals = None
         if "proposals" in batch:
             proposals = given_proposals(jnp.asarray(batch["proposals"], jnp.float32))

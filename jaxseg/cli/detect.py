@@ -49,7 +49,7 @@ def _coco_results(found: Any, image: int | str) -> list[dict[str, Any]]:
     rows = []
     for i in np.flatnonzero(np.asarray(found.valid)):
         x0, y0, x1, y1 = (float(v) for v in found.boxes[i])
-        row = {
+        row: dict[str, Any] = {
             "image_id": image,
             "category_id": int(found.classes[i]),
             "bbox": [x0, y0, x1 - x0, y1 - y0],

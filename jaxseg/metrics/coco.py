@@ -53,7 +53,7 @@ def _annotations(images: Sequence[Objects], *, found: bool, boxes_only: bool = F
                 row |= {"segmentation": rle, "area": float(coco_mask.area(rle))}
             if objects.area is not None:
                 row["area"] = float(objects.area[i])
-            if found:
+            if found and objects.scores is not None:  # as `check_objects` has seen
                 row["score"] = float(objects.scores[i])
             rows.append(row)
     return rows
