@@ -93,6 +93,6 @@ def test_predict_takes_the_folders_of_runs_and_of_converted_checkpoints(tmp_path
     assert jaxseg_command(*words) == 2
     assert "--window, --long-side, --flip, --shard are for semantic models" in capsys.readouterr().err
     assert jaxseg_command("predict", "run", "photos", "--classes", 5) == 2
-    assert "--classes 5: the weights score 3" in capsys.readouterr().err
+    assert "scores 3 classes, not 5; leave --classes out" in capsys.readouterr().err
     assert jaxseg_command("predict", "run", "photos", "--batch", 0) == 2
     assert "--batch is at least 1" in capsys.readouterr().err
