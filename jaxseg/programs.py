@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 from jaxseg.losses import cross_entropy
 from jaxseg.models import create_model, scores_classes
 from jaxseg.models.adain_transfer import AdaINTransfer
+from jaxseg.models.fast_rcnn import FastRCNN
 from jaxseg.models.faster_rcnn import FasterRCNN
 from jaxseg.models.progan import GrowingDiscriminator, ProGANGenerator
 from jaxseg.models.stylegan import StyleGANGenerator
@@ -23,6 +24,7 @@ from jaxseg.train_style import style_transfer
 
 __all__ = ["Forward", "Training", "forward", "is_trained_alone", "sized_model", "training"]
 
+PROPOSALS = 2000  # selective search's of an image (Girshick et al. 2014, section 2.1)
 INSTANCES = 32  # places for objects in an image that a detector is trained on
 
 
@@ -95,6 +97,10 @@ def training(
         case FasterRCNN():
             fns = detection(model, optimizer=optimizer, max_instances=INSTANCES)
             return Training(fns, {"image": image, "label": label, "instances": label})
+        case FastRCNN():  # and R-CNN: without proposals of their own
+            fns = detection(model, optimizer=optimizer, max_instances=INSTANCES)
+            proposals = jax.ShapeDtypeStruct((batch, PROPOSALS, 4), jnp.float32)
+            return Training(fns, {"image": image, "label": label, "instances": label, "proposals": proposals})
         case AdaINTransfer():
             fns = style_transfer(model, optimizer=optimizer, pretrained=lambda variables: variables, crop=min(size))
             return Training(fns, {"image": image, "style": image})

@@ -119,6 +119,16 @@ def test_programs_lower_for_a_gpu_that_is_not_here(name):
     assert set(train.convolutions) == {"f32"}
 
 
+@pytest.mark.parametrize("name", ["fastrcnn_vgg16", "rcnn_vgg16"])
+def test_detectors_without_proposals_of_their_own_train_on_given_ones(name):
+    model = jaxseg.create_model(name, 5)
+    fns, batch = training(model, (64, 64), 2)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(fns.init, key, batch)
+    assert batch["proposals"].shape == (2, 2000, 4)
+    assert {"loss_classifier", "loss_box_reg"} < set(jax.eval_shape(fns.update, state, batch, key)[1])
+
+
 def test_convolutions_left_in_float32_would_show():
     model = jaxseg.create_model("unet_small", 5, features=(4, 6), dtype=jnp.bfloat16)
     assert set(aot.lower_train(model, (16, 16), 2, "cuda").convolutions) == {"bf16"}
