@@ -51,7 +51,7 @@ class _Prepared(NamedTuple):
     sizes: Any  # int32 [n, 2], or None: the whole canvas
     proposals: Proposals | None
     bad: Any  # int32 [n]: objects that are none, see `_sound`
-    homeless: Any  # int32 [n]: objects that had no place
+    beyond: Any  # int32 [n]: objects that had no place
 
 
 def _sound(boxes: Any, classes: Any, valid: Any, sizes: Any, num_classes: int) -> tuple[Array, Array, Array, Array]:
@@ -204,13 +204,13 @@ def detection(
             for position, mix in enumerate(batch_augment, len(augment)):
                 example = mix(jax.random.fold_in(key, position), example)
         if "boxes" in example:
-            homeless = example.get("beyond", jnp.zeros(example["image"].shape[0], jnp.int32))
-            truth = Instances(example["boxes"], example["classes"], example["valid"], homeless)
+            beyond = example.get("beyond", jnp.zeros(example["image"].shape[0], jnp.int32))
+            truth = Instances(example["boxes"], example["classes"], example["valid"], beyond)
             masks = example.get("masks")
         else:
             masks, label = example["instances"], example["label"]
             truth = jax.vmap(functools.partial(instances_of, g=max_instances))(masks, label)
-            homeless = jax.vmap(functools.partial(_objects_beyond, g=max_instances))(masks, label)
+            beyond = jax.vmap(functools.partial(_objects_beyond, g=max_instances))(masks, label)
         boxes, classes, valid, lost = _sound(truth.boxes, truth.classes, truth.valid, _sizes(example), num_classes)
         truth = Instances(boxes, classes, valid, truth.beyond)
         proposals = None
@@ -219,7 +219,7 @@ def detection(
             if key is not None and (augment or batch_augment):
                 raise ValueError("proposals that come with a batch do not move with it: train without augment")
         images = normalize(example["image"])
-        return _Prepared(images, masks, truth, example.get("size"), proposals, lost if bad is None else bad, homeless)
+        return _Prepared(images, masks, truth, example.get("size"), proposals, lost if bad is None else bad, beyond)
 
     def init(key: PRNGKeyArray, batch: PyTree) -> TrainState:
         shape = (1, *batch["image"].shape[1:])
@@ -253,7 +253,7 @@ def detection(
         ema_params = state.ema_params
         if ema_decay is not None:
             ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay)
-        counts = {"instances_beyond": seen.homeless, "instances_bad": seen.bad}
+        counts = {"instances_beyond": seen.beyond, "instances_bad": seen.bad}
         if "boxes" not in batch:
             counts["pixels_beyond"] = seen.truth.beyond
         counts = {name: batch_sum(jnp.sum(count)) for name, count in counts.items()}
@@ -277,7 +277,7 @@ def detection(
             return score_histogram(found, truth, pasted, masks, num_classes)
 
         sums = jax.vmap(one)(found, seen.masks, seen.truth)
-        for name, count in (("instances_beyond", seen.homeless), ("instances_bad", seen.bad)):
+        for name, count in (("instances_beyond", seen.beyond), ("instances_bad", seen.bad)):
             sums[name] = jnp.where(there, count, 0)
         return batch_sum(jax.tree.map(lambda x: x.sum(0), sums))
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PyTree, UInt8
 from jaxseg.data.augment import normalize
 from jaxseg.data.canvas import MEAN_COLOUR
 from jaxseg.parallel import Placement
-from jaxseg.predict.whole import compiled_logits, logits_size, rivals
+from jaxseg.predict.whole import compiled_logits, logits_size, two_class_logits
 
 __all__ = ["sharded_predictor", "shared_canvas"]
 
@@ -63,7 +63,7 @@ def sharded_predictor(
     @jax.jit
     def labels(variables: PyTree, images: UInt8[Array, "n h w 3"]) -> Int[Array, "n h w"] | UInt8[Array, "n h w"]:
         output: Any = model.apply(variables, normalize(images.astype(jnp.float32) / 255), train=False)
-        found = jnp.argmax(rivals(output.logits), -1)
+        found = jnp.argmax(two_class_logits(output.logits), -1)
         return found.astype(jnp.uint8 if output.logits.shape[-1] <= 256 else jnp.int32)
 
     def predict(images: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -21,8 +21,8 @@ __all__ = [
     "logits_size",
     "overlap_tile",
     "predictor",
-    "rivals",
     "taps",
+    "two_class_logits",
 ]
 
 
@@ -97,7 +97,7 @@ def overlap_tile(
     return result
 
 
-def rivals(logits: Float[Array, "n h w k"]) -> Float[Array, "n h w k2"]:
+def two_class_logits(logits: Float[Array, "n h w k"]) -> Float[Array, "n h w k2"]:
     """Logits of at least two classes: the one of a binary model, z, stands against 0, and is label 1 where z > 0."""
     return jnp.concatenate([jnp.zeros_like(logits), logits], -1) if logits.shape[-1] == 1 else logits
 
@@ -108,7 +108,7 @@ def compiled_logits(model: nn.Module) -> Callable[[PyTree, UInt8[Array, "b h w 3
     @jax.jit
     def logits(variables: PyTree, images: Array) -> Array:
         output: Any = model.apply(variables, normalize(images.astype(jnp.float32) / 255), train=False)
-        return rivals(output.logits)
+        return two_class_logits(output.logits)
 
     return logits
 
