@@ -86,7 +86,7 @@ class FitResult(NamedTuple):
     stopped: bool
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(FloatingPointError):
     """A step gave NaN or Inf; the message has the step, the batch's files and the last good checkpoint."""
 
 

@@ -99,7 +99,6 @@ def main(arguments: list[str] | None = None) -> None:
     import tyro
 
     from jaxseg.data import default_data_dir
-    from jaxseg.fit import NonFiniteLoss
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and Grain narrate
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -115,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
             run: Any = tyro.extras.subcommand_cli_from_dict
             every = {name: load() for name, load in COMMANDS.items()}
             code = run(every, args=words, prog="jaxseg", description=__doc__)
-    except (ValueError, OSError, ImportError, NonFiniteLoss) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("JAXSEG_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

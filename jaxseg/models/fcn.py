@@ -24,7 +24,7 @@ score_init = nn.initializers.zeros
 
 
 def _bilinear_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    return jnp.asarray(bilinear_kernel(shape[0], shape[-1]), dtype)
+    return jnp.asarray(bilinear_kernel(shape[0], 1), dtype) * jnp.eye(shape[-1], dtype=dtype)
 
 
 class Upsample(nn.Module):

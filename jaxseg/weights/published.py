@@ -40,6 +40,7 @@ __all__ = [
 PUBLISHERS = (TORCHVISION, SEMSEG, SMP)
 JAXSEG = Publisher("jaxseg", {})  # paths and layouts of our own trees, such as params/conv1_1/kernel
 GENERATION = (ProGANGenerator, StyleGANGenerator, GrowingDiscriminator)  # whose names are genforce's
+MANY = 10_007  # a number of classes, prime, by which the head's variables are told: no width is its multiple
 FIELDS = {
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",
@@ -66,13 +67,28 @@ class Loaded(NamedTuple):
     left_out: str | None
 
 
-def _shapes(model: nn.Module) -> dict[Path, jax.ShapeDtypeStruct]:
-    init = functools.partial(model.init, train=False)
+@functools.lru_cache(maxsize=8)  # tracing a model is what reading small weights takes
+def _traced(model: nn.Module) -> dict[Path, jax.ShapeDtypeStruct]:
     size = 572 if isinstance(model, UNetValid) else 64
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     inputs = model.inputs(images) if isinstance(model, (*GENERATION, AdaINTransfer)) else (images,)
-    tree = jax.eval_shape(init, jax.random.key(0), *inputs)
+    tree = jax.eval_shape(lambda *inputs: model.init(jax.random.key(0), *inputs, train=False), *inputs)
     return dict(traverse_util.flatten_dict(dict(tree)))
+
+
+def _for_any_classes(model: nn.Module) -> dict[Path, jax.ShapeDtypeStruct]:
+    """The variables of the model with MANY classes, whatever number it has."""
+    return _traced(model.clone(num_classes=MANY))
+
+
+def _shapes(model: nn.Module) -> dict[Path, jax.ShapeDtypeStruct]:
+    if isinstance(model, GENERATION) or not getattr(model, "num_classes", None):  # where classes change the network
+        return _traced(model)
+    count = model.num_classes
+    return {
+        path: jax.ShapeDtypeStruct(tuple(n if n % MANY else n // MANY * count for n in x.shape), x.dtype)
+        for path, x in _for_any_classes(model).items()
+    }
 
 
 def _names(publisher: Publisher, model: nn.Module, paths: Iterable[Path]) -> dict[str, Path]:
@@ -143,12 +159,11 @@ def _demand_fields(publisher: str, model: nn.Module) -> None:
             )
 
 
-def _head(model: nn.Module, shapes: Mapping[Path, Any]) -> set[Path]:
+def _head(model: nn.Module) -> set[Path]:
     """Variables whose shape goes by the number of classes."""
     if not hasattr(model, "num_classes"):
         return set()
-    other = _shapes(model.clone(num_classes=model.num_classes + 1))
-    return {path for path in shapes if shapes[path].shape != other[path].shape}
+    return {path for path, x in _for_any_classes(model).items() if any(n % MANY == 0 for n in x.shape)}
 
 
 class _Fit(NamedTuple):
@@ -195,7 +210,7 @@ def recognize(state: Mapping[str, np.ndarray], model: nn.Module, *, where: str =
     """What a published state_dict of such a model, with any number of classes, says of it."""
     shapes = _shapes(model)
     publisher, names, entries = _fit(state, model, shapes, where)
-    head = _head(model, shapes)
+    head = _head(model)
     counts = [_to_flax(publisher, entries[n]).shape[-1] for n, p in names.items() if p in head and n in entries]
     return Recognized(publisher.name, max(counts, default=None), publisher.fields.get(type(model), {}))
 
@@ -228,7 +243,7 @@ def from_published(
     fits = names.keys() <= entries.keys() and all(
         _to_flax(fit.publisher, np.asarray(entries[name])).shape == shapes[place].shape for name, place in names.items()
     )
-    head = set() if fits else _head(model, shapes)  # which traces the model again
+    head = set() if fits else _head(model)
     if not hasattr(model, "num_classes"):
         entries = {name: a for name, a in entries.items() if name in names or not name.startswith(CLASSIFIERS)}
     flat = {p: jnp.zeros(s.shape, s.dtype) for p, s in shapes.items() if p in head}

@@ -4,13 +4,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.test_zoo import DISTINCT, LIVE, SMP, narrow
+from models.test_zoo import DISTINCT, FIELDS, LIVE, SMP, narrow
 from safetensors.numpy import load_file, save_file
 
 import jaxseg
 from jaxseg.backbones.googlenet import googlenet
 from jaxseg.backbones.resnet import ResNet
-from jaxseg.weights import WeightsMismatch, from_published, load_published, load_weights, save_weights, to_published
+from jaxseg.weights import (
+    WeightsMismatch,
+    from_published,
+    load_published,
+    load_weights,
+    published,
+    published_arguments,
+    save_weights,
+    to_published,
+)
 
 
 def publisher_of(name):
@@ -126,6 +135,26 @@ def test_another_class_count_keeps_everything_but_the_head(tmp_path):
     assert "as they were" in kept.left_out
     assert_equal(kept.variables["params"]["classifier"]["logits"], start["params"]["classifier"]["logits"])
     assert_equal(kept.variables["params"]["backbone"], variables["params"]["backbone"])
+
+
+@pytest.mark.parametrize(
+    "name", ["fcn8s_vgg16", "segnet_basic", "pspnet_resnet18", "unet_small", "maskrcnn_resnet50_c4"]
+)
+def test_the_head_is_what_another_number_of_classes_changes(name):
+    few, more = (published._traced(jaxseg.create_model(name, n)) for n in (5, 6))
+    model = jaxseg.create_model(name, 5)
+    assert {path: x.shape for path, x in published._shapes(model).items()} == {p: x.shape for p, x in few.items()}
+    assert published._head(model) == {path for path in few if few[path].shape != more[path].shape} != set()
+
+
+def test_a_file_is_read_with_one_trace_of_its_model(tmp_path):
+    model, variables, _ = narrow("segnet_basic")
+    save_weights(tmp_path / "w.safetensors", model, variables)
+    published._traced.cache_clear()
+    arguments, state = published_arguments("segnet_basic", tmp_path / "w.safetensors", **FIELDS["segnet_basic"])
+    assert arguments["num_classes"] == 5
+    published.from_published(state, jaxseg.create_model(**arguments))
+    assert published._traced.cache_info().misses == 1
 
 
 def test_everything_that_does_not_fit_is_in_one_error(tmp_path):
