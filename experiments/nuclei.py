@@ -3,28 +3,23 @@
     python experiments/nuclei.py --data DIR --out runs/nuclei
 
 DIR holds train/{images,instances} and val/{images,instances}. By default a small ResNet-18 FPN at 256x256, for a CPU;
-`--model maskrcnn_resnet50_fpn --size 512 512 --run.steps 10000`, with a GPU, is the one that should pass the 0.83 AP50
+`--model maskrcnn_resnet50_fpn --size 512x512 --steps 10000`, with a GPU, is the one that should pass the 0.83 AP50
 that StarDist's authors (Schmidt et al. 2018) report for Mask R-CNN on their part of these images. Mirror images and
 scale jitter, AdamW with warm-up and cosine decay. Writes `detections.png` and `results.json` with COCO's AP of boxes
 and masks on the validation part.
 """
 
 import dataclasses
-import functools
 import pathlib
+from typing import Any
 
 import tyro
 
-import jaxseg
-from jaxseg.backbones.fpn import FPN
-from jaxseg.backbones.resnet import resnet18
 from jaxseg.cli.arguments import Size
 from jaxseg.data import flip, instance_folder, padded_objects, scale_jitter
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
-from jaxseg.layers import BatchNorm
-from jaxseg.models.fast_rcnn import BoxHead
-from jaxseg.models.mask_rcnn import MaskHead, MaskRCNN
 from jaxseg.report import finish_detection
+from jaxseg.runs import model_config, model_from_config
 from jaxseg.train import adamw_cosine
 from jaxseg.train_detection import Sampling, detection
 
@@ -39,8 +34,8 @@ class Config:
         default_factory=lambda: Run(steps=1500, batch=8, checkpoint_every=100, out=pathlib.Path("runs/nuclei"))
     )
     """Length, batch, output."""
-    model: str = "small"
-    """`small`, or a Mask R-CNN of the zoo."""
+    model: str = "maskrcnn_small"
+    """A Mask R-CNN of the zoo."""
     size: Size = (256, 256)
     """What the model sees."""
     max_instances: int = 150
@@ -51,10 +46,11 @@ class Config:
     """Validation pictures to score; all of them by default."""
 
 
-def mask_rcnn(config: Config) -> MaskRCNN:
-    fields = {
+def fields(config: Config) -> dict[str, Any]:
+    """What of the model is not its class's default."""
+    return {
         "anchor_sizes": ANCHORS,
-        "norm": BatchNorm,
+        "norm": "batch",
         "box_detections_per_img": 300,
         "rpn_pre_nms_top_n_train": 600,
         "rpn_post_nms_top_n_train": 300,
@@ -63,21 +59,15 @@ def mask_rcnn(config: Config) -> MaskRCNN:
         "min_size": min(config.size),
         "max_size": max(config.size),
     }
-    if config.model != "small":
-        return jaxseg.create_model(config.model, 2, **fields)
-    body = functools.partial(resnet18, features=(24, 32, 48, 64), stem_features=24)
-    return MaskRCNN(
-        2,
-        pyramid=functools.partial(FPN, body=body, features=48),
-        box=functools.partial(BoxHead, 128),
-        mask=functools.partial(MaskHead, (32, 32)),
-        **fields,
-    )
 
 
 def main(config: Config) -> None:
     train, val = (instance_folder(config.data, split, class_name="nucleus") for split in ("train", "val"))
-    run, model = config.run, mask_rcnn(config)
+    run = config.run
+    described = model_config(
+        config.model, train.num_classes, config.size, train.class_names, train.palette, **fields(config)
+    )
+    model = model_from_config(described)
     fns = detection(
         model,
         optimizer=adamw_cosine(config.learning_rate, run.steps),
@@ -85,8 +75,7 @@ def main(config: Config) -> None:
         augment=(flip, scale_jitter(config.size, (0.7, 1.6))),
         sampling=Sampling(anchors=256, boxes=128),
     )
-    described = {"experiment": "nuclei", "model": config.model, "learning_rate": config.learning_rate}
-    described |= {"size": list(config.size), "max_instances": config.max_instances}
+    described |= {"learning_rate": config.learning_rate, "max_instances": config.max_instances}
     result = fit(
         fns,
         training_feed(padded_objects(train, config.size, config.max_instances), config.size, run.batch, run.seed),

@@ -5,27 +5,22 @@
 DIR holds train/{images,instances} and test/{images,instances}. With weights that torchvision published for COCO, all
 but the predictors of classes start from them, the stem and the first stage stay (`--freeze-at 2`), and SGD falls in
 steps: torchvision's tutorial gets 0.80 box AP and 0.76 mask AP so in ten epochs. Without `--weights` it trains
-`--model small` from scratch on 120 pictures, which shows the way and not the numbers. Writes `detections.png` and
-`results.json` with COCO's AP of boxes and masks on the test part.
+`--model maskrcnn_small` from scratch on 120 pictures, which shows the way and not the numbers. Writes
+`detections.png` and `results.json` with COCO's AP of boxes and masks on the test part.
 """
 
 import dataclasses
-import functools
 import pathlib
+from typing import Any
 
 import tyro
 
-import jaxseg
-from jaxseg.backbones.fpn import FPN
-from jaxseg.backbones.resnet import resnet18
 from jaxseg.cli.arguments import Size
 from jaxseg.data import flip, instance_folder, padded_objects, scale_jitter
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
-from jaxseg.layers import BatchNorm
-from jaxseg.models.fast_rcnn import BoxHead
-from jaxseg.models.mask_rcnn import MaskHead, MaskRCNN
 from jaxseg.pretrained import start_from
 from jaxseg.report import finish_detection
+from jaxseg.runs import model_config, model_from_config
 from jaxseg.train import adamw_cosine, first_stages, sgd_steps
 from jaxseg.train_detection import Sampling, detection
 
@@ -43,7 +38,7 @@ class Config:
     )
     """Length, batch, output."""
     model: str = "maskrcnn_resnet50_fpn"
-    """A Mask R-CNN of the zoo, or `small`."""
+    """A Mask R-CNN of the zoo."""
     size: Size = (512, 512)
     """What the model sees."""
     freeze_at: int = 2
@@ -54,27 +49,28 @@ class Config:
     """Test pictures to score; all of them by default."""
 
 
-def mask_rcnn(config: Config) -> MaskRCNN:
-    fields = {"min_size": min(config.size), "max_size": max(config.size), "box_detections_per_img": 30}
-    if config.model != "small":
-        norm = {} if config.weights else {"norm": BatchNorm}
-        return jaxseg.create_model(config.model, 2, **fields, **norm)
-    body = functools.partial(resnet18, features=(24, 32, 48, 64), stem_features=24)
-    fields |= {"rpn_pre_nms_top_n_train": 300, "rpn_post_nms_top_n_train": 100}
-    fields |= {"rpn_pre_nms_top_n_test": 300, "rpn_post_nms_top_n_test": 100}
-    return MaskRCNN(
-        2,
-        pyramid=functools.partial(FPN, body=body, features=48),
-        box=functools.partial(BoxHead, 128),
-        mask=functools.partial(MaskHead, (32, 32)),
-        norm=BatchNorm,
-        **fields,
-    )
+def fields(config: Config) -> dict[str, Any]:
+    """What of the model is not its class's default."""
+    fields: dict[str, Any] = {
+        "min_size": min(config.size),
+        "max_size": max(config.size),
+        "box_detections_per_img": 30,
+    }
+    if not config.weights:
+        fields["norm"] = "batch"
+    if config.model == "maskrcnn_small":
+        fields |= {"rpn_pre_nms_top_n_train": 300, "rpn_post_nms_top_n_train": 100}
+        fields |= {"rpn_pre_nms_top_n_test": 300, "rpn_post_nms_top_n_test": 100}
+    return fields
 
 
 def main(config: Config) -> None:
     train, test = (instance_folder(config.data, split, class_name="pedestrian") for split in ("train", "test"))
-    run, model = config.run, mask_rcnn(config)
+    run = config.run
+    described = model_config(
+        config.model, train.num_classes, config.size, train.class_names, train.palette, **fields(config)
+    )
+    model = model_from_config(described)
     if config.weights:
         milestones = [run.steps * 3 // 5, run.steps * 9 // 10] if run.steps >= 10 else []
         optimizer = sgd_steps(
@@ -87,12 +83,11 @@ def main(config: Config) -> None:
         optimizer=optimizer,
         max_instances=MOST,
         augment=(flip, scale_jitter(config.size, (0.8, 1.25))),
-        sampling=Sampling() if config.model != "small" else Sampling(anchors=128, boxes=64),
+        sampling=Sampling() if config.model != "maskrcnn_small" else Sampling(anchors=128, boxes=64),
         pretrained=config.weights and start_from(config.weights, model),
         frozen=first_stages(config.freeze_at) if config.weights else (),
     )
-    described = {"experiment": "pennfudan", "model": config.model, "learning_rate": config.learning_rate}
-    described |= {"size": list(config.size), "weights": str(config.weights), "freeze_at": config.freeze_at}
+    described |= {"learning_rate": config.learning_rate, "weights": str(config.weights), "freeze_at": config.freeze_at}
     result = fit(
         fns,
         training_feed(padded_objects(train, config.size, MOST), config.size, run.batch, run.seed),

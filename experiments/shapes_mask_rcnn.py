@@ -7,7 +7,6 @@ mask AP50 0.811, box AP50 0.850, in 29 minutes on two cores with other work besi
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 
@@ -15,16 +14,12 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from jaxseg.backbones.fpn import FPN
-from jaxseg.backbones.resnet import resnet18
 from jaxseg.data import flip, shapes
 from jaxseg.data.shapes import instance_boxes
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
-from jaxseg.layers import BatchNorm
 from jaxseg.metrics.coco import Objects, coco_average_precision
-from jaxseg.models.faster_rcnn import BoxHead
-from jaxseg.models.mask_rcnn import MaskHead, MaskRCNN
 from jaxseg.predict import detect
+from jaxseg.runs import model_config, model_from_config
 from jaxseg.train import adamw_cosine
 from jaxseg.train_detection import Sampling, detection
 from jaxseg.visualize import draw_detections
@@ -46,23 +41,16 @@ class Config:
     """Validation pictures to score."""
 
 
-def small_mask_rcnn(num_classes: int) -> MaskRCNN:
-    body = functools.partial(resnet18, features=(24, 32, 48, 64), stem_features=24)
-    return MaskRCNN(
-        num_classes,
-        pyramid=functools.partial(FPN, body=body, features=48),
-        box=functools.partial(BoxHead, 128),
-        mask=functools.partial(MaskHead, (32, 32)),
-        norm=BatchNorm,
-        anchor_sizes=((16,), (32,), (48,), (64,), (96,)),
-        rpn_pre_nms_top_n_train=200,
-        rpn_post_nms_top_n_train=64,
-        rpn_pre_nms_top_n_test=200,
-        rpn_post_nms_top_n_test=64,
-        box_detections_per_img=20,
-        min_size=SIZE[0],
-        max_size=SIZE[1],
-    )
+FIELDS = {
+    "anchor_sizes": ((16,), (32,), (48,), (64,), (96,)),
+    "rpn_pre_nms_top_n_train": 200,
+    "rpn_post_nms_top_n_train": 64,
+    "rpn_pre_nms_top_n_test": 200,
+    "rpn_post_nms_top_n_test": 64,
+    "box_detections_per_img": 20,
+    "min_size": SIZE[0],
+    "max_size": SIZE[1],
+}
 
 
 def objects_of(example: dict[str, np.ndarray]) -> Objects:
@@ -76,7 +64,8 @@ def objects_of(example: dict[str, np.ndarray]) -> Objects:
 def main(config: Config) -> None:
     train, test = shapes("train"), shapes("validation")
     run = config.run
-    model = small_mask_rcnn(train.num_classes)
+    described = model_config("maskrcnn_small", train.num_classes, SIZE, train.class_names, train.palette, **FIELDS)
+    model = model_from_config(described)
     fns = detection(
         model,
         optimizer=adamw_cosine(config.learning_rate, run.steps),
@@ -86,7 +75,7 @@ def main(config: Config) -> None:
     )
     result = fit(
         fns, training_feed(train, SIZE, run.batch, run.seed), evaluation_feed(test, SIZE, run.batch), run,
-        config={"experiment": "shapes_mask_rcnn", "learning_rate": config.learning_rate},
+        config=described | {"learning_rate": config.learning_rate},
     )  # fmt: skip
     if result.stopped:
         return

@@ -19,6 +19,7 @@ from jaxseg.ops.doubling import conv_after_doubling, conv_before_halving
 from jaxseg.ops.winograd import conv3x3
 
 __all__ = [
+    "NORMS",
     "BatchNorm",
     "ConvNormAct",
     "ConvTranspose",
@@ -124,6 +125,9 @@ class GroupNorm(nn.Module):
         var = jnp.square(grouped - mean).mean(axes, keepdims=True)
         normal = ((grouped - mean) * jax.lax.rsqrt(var + self.epsilon)).reshape(x.shape)
         return (normal * scale + bias).astype(self.dtype or x.dtype)
+
+
+NORMS: dict[str, Callable[..., nn.Module]] = {"batch": BatchNorm, "frozen": FrozenBatchNorm, "group": GroupNorm}
 
 
 class Dropout(nn.Module):

@@ -44,7 +44,7 @@ def model_config(
 
 def model_from_config(config: Mapping[str, Any]) -> nn.Module:
     """The module that a config describes."""
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config["fields"].items()}
+    fields = dict(config["fields"])
     if "dtype" in fields:
         fields["dtype"] = jnp.dtype(fields["dtype"]).type
     return create_model(config["model"], config["num_classes"], **fields)

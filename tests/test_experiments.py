@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from jaxseg.backbones.vgg import VGG
+from jaxseg.cli import main
 from jaxseg.data import DataError
 from jaxseg.fit import Run
 from jaxseg.layers import BatchNorm
@@ -179,14 +180,10 @@ def test_shapes_mask_rcnn_trains_scores_and_draws(tmp_path, capsys):
 
 
 def shrink(monkeypatch, experiment):
-    """The experiment's own small Mask R-CNN with a tenth of the proposals, so that a test can wait for it."""
-    whole = experiment.mask_rcnn
-
-    def small(config):
-        few = {f"rpn_{when}_nms_top_n_{mode}": 24 for when in ("pre", "post") for mode in ("train", "test")}
-        return whole(config).clone(**few, box_detections_per_img=6)
-
-    monkeypatch.setattr(experiment, "mask_rcnn", small)
+    """The experiment with a tenth of the proposals, so that a test can wait for it."""
+    whole = experiment.fields
+    few = {f"rpn_{when}_nms_top_n_{mode}": 24 for when in ("pre", "post") for mode in ("train", "test")}
+    monkeypatch.setattr(experiment, "fields", lambda config: whole(config) | few | {"box_detections_per_img": 6})
 
 
 @pytest.mark.slow
@@ -197,11 +194,16 @@ def test_instances_train_score_and_are_drawn(name, held_out, tmp_path, capsys, m
     for split in ("train", held_out):
         make_instances(tmp_path / "data", split, 8, (40, 56))
     run = Run(steps=2, batch=8, out=tmp_path / "run", checkpoint_every=2)
-    experiment.main(experiment.Config(tmp_path / "data", run=run, model="small", size=(64, 64)))
+    experiment.main(experiment.Config(tmp_path / "data", run=run, model="maskrcnn_small", size=(64, 64)))
     scores = json.loads((tmp_path / "run" / "results.json").read_text())["scores"]
     assert {"box_ap", "mask_ap", "mask_ap50"} <= set(scores)
     assert "| mask |" in capsys.readouterr().out
     assert (tmp_path / "run" / "detections.png").exists()
+    photo = next((tmp_path / "data" / held_out / "images").iterdir())
+    with pytest.raises(SystemExit) as end:
+        main(["predict", str(tmp_path / "run"), str(photo), "--out", str(tmp_path / "found")])
+    assert end.value.code == 0
+    assert (tmp_path / "found" / f"{photo.stem}_detections.json").exists()
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import flax.linen as nn
 from jaxseg.backbones import BACKBONES
 from jaxseg.backbones.googlenet import GoogLeNet
 from jaxseg.backbones.vgg import VGG
+from jaxseg.layers import NORMS
 from jaxseg.models.adain_transfer import ENCODERS, AdaINTransfer
 from jaxseg.models.c4 import (
     fasterrcnn_resnet50_c4,
@@ -44,7 +45,12 @@ from jaxseg.models.fcn import FCN, FCN1x1, fcn8s_vgg16, fcn8s_vgg16_at_once, fcn
 from jaxseg.models.fcn_dilated import fcn_resnet50, fcn_resnet101
 from jaxseg.models.fcn_googlenet import FCNGoogLeNet
 from jaxseg.models.lraspp import LRASPP
-from jaxseg.models.mask_rcnn import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2, maskrcnn_resnet101_fpn
+from jaxseg.models.mask_rcnn import (
+    maskrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn_v2,
+    maskrcnn_resnet101_fpn,
+    maskrcnn_small,
+)
 from jaxseg.models.output import Detections, SegmentationOutput
 from jaxseg.models.progan import ProGANGenerator, progan_discriminator, stylegan_discriminator
 from jaxseg.models.pspnet import (
@@ -95,6 +101,7 @@ DETECTORS: dict[str, Callable[..., nn.Module]] = {  # which return Detections
     "fasterrcnn_mobilenet_v3_large_320_fpn": fasterrcnn_mobilenet_v3_large_320_fpn,
     "maskrcnn_resnet50_fpn": maskrcnn_resnet50_fpn,
     "maskrcnn_resnet50_fpn_v2": maskrcnn_resnet50_fpn_v2,
+    "maskrcnn_small": maskrcnn_small,
 }
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -191,13 +198,18 @@ def scores_classes(name: str) -> bool:
     return "num_classes" in fields and fields["num_classes"].default is dataclasses.MISSING
 
 
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn.Module:
     """The model of that name in MODELS, with `fields` of its class replaced.
 
     `num_classes` is for models that score classes, and for the conditional form of a generator. As JSON has no
     others, a `backbone` or `encoder` may be a name in `jaxseg.backbones.BACKBONES`, the `vgg` of `adain_transfer`
-    "vgg16" or "vgg19", and a tuple a list. Raises ValueError, with the nearest name there is, for a model, a field or
-    a backbone that does not exist, and, with those that fit, for a backbone that the model cannot stand on.
+    "vgg16" or "vgg19", a `norm` or `head_norm` a name in `jaxseg.layers.NORMS`, and a tuple a list. Raises ValueError,
+    with the nearest name there is, for a model, a field or a backbone that does not exist, and, with those that fit,
+    for a backbone that the model cannot stand on.
     """
     constructor = _constructor(name)
     if num_classes is not None:
@@ -218,10 +230,13 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
             if fields[field] not in ENCODERS:
                 raise ValueError(f'no encoder "{fields[field]}"; there is {", ".join(ENCODERS)}')
             fields[field] = ENCODERS[fields[field]]
+        if field in ("norm", "head_norm") and isinstance(fields[field], str):
+            if fields[field] not in NORMS:
+                raise ValueError(f'no norm "{fields[field]}"; there is {", ".join(NORMS)}')
+            fields[field] = NORMS[fields[field]]
         if field in ("backbone", "encoder"):
             _demand_backbone(name, fields[field])
-        if isinstance(fields[field], list):
-            fields[field] = tuple(fields[field])
+        fields[field] = _tuples(fields[field])
     return constructor(**fields)
 
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxseg.backbones.fpn import FPN
-from jaxseg.backbones.resnet import resnet101
+from jaxseg.backbones.resnet import resnet18, resnet101
 from jaxseg.layers import BatchNorm, ConvNormAct, ConvTranspose, FrozenBatchNorm
-from jaxseg.models.fast_rcnn import BoxConvHead
+from jaxseg.models.fast_rcnn import BoxConvHead, BoxHead
 from jaxseg.models.faster_rcnn import FasterRCNN
 from jaxseg.models.output import Detections
 from jaxseg.ops.boxes import Proposals
@@ -24,6 +24,7 @@ __all__ = [
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
     "maskrcnn_resnet101_fpn",
+    "maskrcnn_small",
 ]
 
 he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -113,6 +114,15 @@ class MaskRCNN(FasterRCNN):
 
 maskrcnn_resnet101_fpn = functools.partial(
     MaskRCNN, pyramid=functools.partial(FPN, body=resnet101), norm=FrozenBatchNorm
+)
+maskrcnn_small = functools.partial(  # ours, for a CPU
+    MaskRCNN,
+    pyramid=functools.partial(
+        FPN, body=functools.partial(resnet18, features=(24, 32, 48, 64), stem_features=24), features=48
+    ),
+    norm=BatchNorm,
+    box=functools.partial(BoxHead, 128),
+    mask=functools.partial(MaskHead, (32, 32)),
 )
 maskrcnn_resnet50_fpn = MaskRCNN  # torchvision's; v2 after Li et al. 2021
 maskrcnn_resnet50_fpn_v2 = functools.partial(

@@ -45,6 +45,27 @@ COUNTS = {
     "fasterrcnn_mobilenet_v3_large_320_fpn": 19_386_354,
     "maskrcnn_resnet50_fpn": 44_401_393,
     "maskrcnn_resnet50_fpn_v2": 46_359_409,
+    "maskrcnn_small": 49 * 3 * 24
+    + 48
+    + 36 * 24**2
+    + 192  # stem and first stage, with its norms
+    + sum(9 * i * o + 27 * o * o + i * o + 10 * o for i, o in ((24, 32), (32, 48), (48, 64)))
+    + sum((c + 1) * 48 for c in (24, 32, 48, 64))
+    + 4 * (9 * 48**2 + 48)
+    + 9 * 48**2
+    + 48
+    + 49 * 15
+    + 48 * 49 * 128
+    + 128
+    + 129 * 128
+    + 129 * 91 * 5
+    + 9 * 48 * 32
+    + 32
+    + 9 * 32**2
+    + 32
+    + 4 * 32**2
+    + 32
+    + 33 * 91,
 }
 RESNET = functools.partial(resnet50, depths=(1, 1, 1, 1), features=(4, 4, 6, 8), stem_features=4)
 MOBILE = functools.partial(mobilenet_v3_large, width=0.25)
@@ -84,7 +105,7 @@ PARTS = {  # by what the name ends with
 
 def small(name, **fields):
     """The detector with few channels, proposals and 3 classes."""
-    kind = next(k for k in ("mobile", "vgg16", "c4", "fpn") if k in name)
+    kind = next((k for k in ("mobile", "vgg16", "c4") if k in name), "fpn")
     head = functools.partial(BoxConvHead, 24, (8, 8)) if name.endswith("v2") else functools.partial(BoxHead, 24)
     fields = {"box": head, **SMALL, **PARTS[kind], **fields}
     if name.startswith("mask") and kind == "fpn":

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxseg
 from jaxseg.cli import main
+from jaxseg.layers import GroupNorm
 from jaxseg.models.pspnet import pool_of
 from jaxseg.ops.pooling import adaptive_average_pool, adaptive_max_pool
 from jaxseg.weights import (
@@ -244,3 +245,17 @@ def test_the_max_pooling_pspnet_is_saved_by_the_name_of_its_pooling(tmp_path):
     assert (pool_of("max"), pool_of("average")) == (adaptive_max_pool, adaptive_average_pool)
     with pytest.raises(ValueError, match='no pooling "min"; there is average, max'):
         pool_of("min")
+
+
+def test_a_detector_is_saved_with_its_norm_and_anchors(tmp_path):
+    fields = {"norm": GroupNorm, "anchor_sizes": ((8,), (16,), (24,), (32,), (48,))}
+    model = jaxseg.create_model("maskrcnn_small", 3, **fields)
+    variables = variables_of(model)
+    save_model(tmp_path, variables, "maskrcnn_small", 3, **fields)
+    described = json.loads((tmp_path / "model.json").read_text())["model"]
+    assert described["norm"] == "group"
+    loaded = jaxseg.load_model(tmp_path)
+    assert loaded.model == model
+    assert_equal(loaded.variables, variables)
+    with pytest.raises(ValueError, match='no norm "layer"; there is batch, frozen, group'):
+        jaxseg.create_model("maskrcnn_small", 3, norm="layer")
