@@ -3,9 +3,10 @@
 `jaxseg.parallel.topology_mesh` gives the devices of a named TPU topology to compile for.
 """
 
-import collections
+import functools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jax import export
 from jaxtyping import PyTree
 
+from jaxseg.hlo import collectives, traffic
 from jaxseg.parallel import Placement
 from jaxseg.programs import forward, training
 
@@ -58,6 +60,10 @@ class Cost(NamedTuple):
     flops: float
     bytes: float  # read and written, as XLA estimates it
     matmul_share: float  # of the FLOPs before partitioning, in convolutions and matrix products
+    float32_share: float  # of those of convolutions and products, in float32 or wider
+    padding: float  # of the bytes that instructions write, the share that fills up tiles
+    copied: int  # bytes that copies between layouts write
+    indexed: int  # gathers and scatters
     collectives: dict[str, tuple[int, int]]  # kind -> number, bytes
 
     @property
@@ -80,30 +86,6 @@ class Lowered(NamedTuple):
     gathers: int
     custom_calls: dict[str, int]  # what the platform must bring, by target
     stablehlo_bytes: int
-
-
-_KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
-# an asynchronous collective is counted where it is done: there its type is the result's alone
-_COLLECTIVE = re.compile(rf" = (.*?) ({_KINDS})(-done)?\(")
-_ARRAY = re.compile(r"(pred|[sufb]f?[0-9]+[a-z0-9]*)\[([0-9,]*)\]")
-
-
-def _bytes_of(type_text: str) -> int:
-    total = 0
-    for dtype, dims in _ARRAY.findall(type_text):
-        bits = 8 if dtype == "pred" else int(re.findall("[0-9]+", dtype)[0])
-        total += math.prod(map(int, filter(None, dims.split(",")))) * bits // 8
-    return total
-
-
-def _collectives(hlo: str) -> dict[str, tuple[int, int]]:
-    found: dict[str, tuple[int, int]] = {}
-    for line in hlo.splitlines():
-        match = _COLLECTIVE.search(line)
-        if match:
-            count, size = found.get(match[2], (0, 0))
-            found[match[2]] = count + 1, size + _bytes_of(match[1])
-    return found
 
 
 def _taps(n_in: int, n_out: int, kernel: int, stride: int, low: int, lhs: int, rhs: int) -> int:
@@ -136,20 +118,26 @@ def _dot_flops(eqn: Any) -> float:
     return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[a] for a in contracted)
 
 
-def matmul_flops(jaxpr: Any) -> float:
-    """FLOPs of a jaxpr's convolutions and matrix products, scans times their length, zeros of padding left out."""
+def matmul_flops(jaxpr: Any, *, narrowest: int = 0) -> float:
+    """FLOPs of a jaxpr's convolutions and matrix products, scans times their length, zeros of padding left out.
+
+    Of those alone whose operands have items of at least `narrowest` bytes.
+    """
+    inner_flops = functools.partial(matmul_flops, narrowest=narrowest)
     total = 0.0
     for eqn in jaxpr.eqns:
         match eqn.primitive.name:
+            case "conv_general_dilated" | "dot_general" if eqn.invars[0].aval.dtype.itemsize < narrowest:
+                pass
             case "conv_general_dilated":
                 total += _conv_flops(eqn)
             case "dot_general":
                 total += _dot_flops(eqn)
             case "cond":  # platform_dependent and the like: one branch runs, and all cost alike
-                total += max(matmul_flops(branch.jaxpr) for branch in eqn.params["branches"])
+                total += max(inner_flops(branch.jaxpr) for branch in eqn.params["branches"])
             case name:
                 inner = [getattr(p, "jaxpr", p) for p in eqn.params.values() if hasattr(getattr(p, "jaxpr", p), "eqns")]
-                total += (eqn.params["length"] if name == "scan" else 1) * sum(map(matmul_flops, inner))
+                total += (eqn.params["length"] if name == "scan" else 1) * sum(map(inner_flops, inner))
     return total
 
 
@@ -160,14 +148,21 @@ def program_cost(traced: Any, lowered: Any, compiled: Any, devices: int) -> Cost
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     # before partitioning, for the compiled program counts padding to its tiles; a TPU that is not here says only that
     whole = (lowered.cost_analysis() or {}).get("flops", cost.get("flops", math.nan) * devices)
+    products = matmul_flops(traced.jaxpr.jaxpr)
+    text = compiled.as_text()
+    written = traffic(text)
     return Cost(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         peak=held + outputs,
         flops=whole / devices,
         bytes=cost.get("bytes accessed", math.nan),
-        matmul_share=min(matmul_flops(traced.jaxpr.jaxpr) / whole, 1.0) if whole else math.nan,
-        collectives=_collectives(compiled.as_text()),
+        matmul_share=min(products / whole, 1.0) if whole else math.nan,
+        float32_share=matmul_flops(traced.jaxpr.jaxpr, narrowest=4) / products if products else 0.0,
+        padding=written.padding / max(written.bytes, 1),
+        copied=written.copied,
+        indexed=written.indexed,
+        collectives=collectives(text),
     )
 
 
@@ -204,7 +199,7 @@ def _lower(f: Callable, arguments: tuple[PyTree, ...], platform: str) -> Lowered
     text = exported.mlir_module()
 
     def counted(pattern: str) -> dict[str, int]:
-        return dict(collections.Counter(re.findall(pattern, text)))
+        return dict(Counter(re.findall(pattern, text)))
 
     return Lowered(
         platform=platform,

@@ -65,6 +65,7 @@ def topology_devices(name: str) -> Sequence[Any]:
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # ask no cloud machine what it is
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no device is used: the lock on it is not ours to want
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError("compiling for a TPU needs its compiler: pip install 'jaxseg[tpu]'")
     try:

@@ -14,6 +14,7 @@ import jaxseg
 from jaxseg import aot, parallel
 from jaxseg.cli import compile as cli_compile
 from jaxseg.cli import main
+from jaxseg.hlo import collectives, traffic
 from jaxseg.programs import training
 
 
@@ -59,11 +60,46 @@ def test_collectives_are_counted_once_with_their_bytes():
   %cpd = bf16[4,16]{1,0:T(8,128)(2,1)} collective-permute-done(%cps)
   %fusion = f32[8]{0} fusion(%all-reduce.1), kind=kLoop
 """
-    assert aot._collectives(text) == {"all-reduce": (2, 128 + 8 + 6), "collective-permute": (1, 128)}
+    assert collectives(text) == {"all-reduce": (2, 128 + 8 + 6), "collective-permute": (1, 128)}
+
+
+def test_padding_copies_and_gathers_are_read_off_the_text():
+    text = """HloModule step
+%fused (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0:T(128)} parameter(0)
+  ROOT %gather.1 = f32[8]{0:T(128)} gather(%a, %i), offset_dims={}
+}
+
+ENTRY %main (x: bf16[8,16,16,3]) -> (bf16[8,16,16,16]) {
+  %x = bf16[8,16,16,3]{2,1,3,0:T(8,128)(2,1)} parameter(0)
+  %copy.2 = bf16[8,16,16,3]{3,0,2,1:T(8,128)(2,1)} copy(%x), metadata={op_name="a copy(b)"}
+  %fusion.1 = (bf16[8,16,16,16]{3,0,2,1:T(8,128)(2,1)}, f32[16]{0:T(128)}) fusion(%copy.2), kind=kLoop
+  %get-tuple-element.3 = f32[16]{0:T(128)} get-tuple-element(%fusion.1), index=1
+  %s = (f32[1024]{0}, f32[1024]{0:S(1)}, u32[]) copy-start(%get-tuple-element.3)
+  %copy_fusion.4 = pred[100]{0:T(128)} fusion(%get-tuple-element.3), kind=kLoop
+  ROOT %tuple = (bf16[8,16,16,16]{3,0,2,1:T(8,128)(2,1)}) tuple(%get-tuple-element.3)
+}
+"""
+    tiles = 16 * 16 * 8 * 128 * 2  # of 3 or 16 channels in 128 lanes
+    copied = tiles + 128
+    assert traffic(text) == (
+        2 * tiles + 128 * 4 + 128,
+        2 * tiles - 16 * 16 * 8 * (3 + 16) * 2 + (128 - 16) * 4 + 28,
+        copied,
+        1,
+    )
+
+
+def test_float32_among_the_products_is_told():
+    def mixed(x, y):
+        return jnp.dot(x, y).sum() + jnp.dot(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)).sum()
+
+    traced = jax.jit(mixed).trace(*(jax.ShapeDtypeStruct((16, 16), jnp.float32),) * 2)
+    assert aot.program_cost(traced, traced.lower(), traced.lower().compile(), 1).float32_share == 0.5
 
 
 def test_the_roofline_is_the_slower_of_arithmetic_and_memory():
-    cost = aot.Cost(0, 0, 0, flops=197e12, bytes=819e9 / 2, matmul_share=1.0, collectives={})
+    cost = aot.Cost(0, 0, 0, 197e12, 819e9 / 2, 1.0, 0.0, 0.0, 0, 0, {})
     assert cost.roofline(aot.CHIPS["v5e"]) == 1.0
     assert cost._replace(bytes=2 * 819e9).roofline(aot.CHIPS["v5e"]) == 2.0
 
@@ -166,7 +202,7 @@ def test_a_zoo_is_compiled_a_model_at_a_time_and_goes_on(tmp_path, monkeypatch, 
 def test_what_does_not_fit_is_tried_at_half_the_batch(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli_compile, "MODELS", {"unet_small": jaxseg.MODELS["unet_small"]})
     monkeypatch.setattr(cli_compile.parallel, "topology_devices", lambda name: jax.devices())
-    cost = aot.Cost(1, 1, 10, flops=1.0, bytes=1.0, matmul_share=1.0, collectives={"all-reduce": (1, 2)})
+    cost = aot.Cost(1, 1, 10, 1.0, 1.0, 1.0, 0.0, 0.5, 0, 1, {"all-reduce": (1, 2)})
     tried = []
 
     def compile_train(model, placement, size, batch, *, devices):

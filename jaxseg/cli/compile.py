@@ -25,6 +25,12 @@ from jaxseg.programs import is_trained_alone, sized_model
 
 __all__ = ["Compile", "compile_command", "compile_markdown"]
 
+WASTE = ("in float32", "padding", "GB copied", "gathers")
+OF_CHIP = (
+    *("peak GB", "GFLOPs", "GB moved", "FLOPs/byte", "matmul"),
+    *WASTE,
+    *("roofline ms", "img/s at most", "collectives"),
+)
 VALID = (572, 572)  # what U-Net's valid form takes where it refuses the size asked for
 
 
@@ -123,6 +129,12 @@ def _megabytes(collectives: dict[str, Any]) -> Iterator[str]:
         yield f"{count} {kind} {size / 1e6:.1f} MB"
 
 
+def _waste(row: dict[str, Any]) -> list[str]:
+    """What a program that suits the chip has little of."""
+    copied = f"{row['copied'] / 1e9:.2f}"
+    return [f"{row['float32_share']:.1%}", f"{row['padding']:.0%}", copied, str(row["indexed"])]
+
+
 def compile_markdown(rows: list[dict[str, Any]]) -> str:
     """The rows of a file as Markdown tables, one for what is compiled and one for what is lowered."""
     compiled, lowered = [], []
@@ -135,7 +147,7 @@ def compile_markdown(rows: list[dict[str, Any]]) -> str:
             counts = [f"{row[k]:,}" for k in ("operations", "transposes", "gathers")]
             lowered.append([*first, row["platform"], counts[0], convolutions, *counts[1:], calls])
         elif "error" in row:
-            compiled.append([*first, row["topology"], "does not fit", *[""] * 7])
+            compiled.append([*first, row["topology"], "does not fit", *[""] * (len(OF_CHIP) - 1)])
         else:
             compiled.append(
                 [
@@ -146,15 +158,15 @@ def compile_markdown(rows: list[dict[str, Any]]) -> str:
                     f"{row['bytes'] / 1e9:.2f}",
                     f"{row['intensity']:.0f}",
                     f"{row['matmul_share']:.1%}",
+                    *_waste(row),
                     f"{row['roofline_seconds'] * 1e3:.2f} {row['bound']}",
                     f"{row['images_per_second_at_most']:,.0f}",
                     "; ".join(_megabytes(row["collectives"])),
                 ]
             )
-    of_chip = ("topology", "peak GB", "GFLOPs", "GB moved", "FLOPs/byte", "matmul", "roofline ms", "img/s at most")
     tables = []
     if compiled:
-        tables.append(markdown(("model", "program", "batch x size", *of_chip, "collectives"), compiled, left=4))
+        tables.append(markdown(("model", "program", "batch x size", "topology", *OF_CHIP), compiled, left=4))
     if lowered:
         titles = ("platform", "operations", "convolutions", "transposes", "gathers", "custom calls")
         tables.append(markdown(("model", "program", "batch x size", *titles), lowered, left=4))
@@ -166,7 +178,7 @@ def _show(rows: list[dict[str, Any]], config: Compile) -> None:
     table = Table(title=f"{config.topology}, {chip.memory / 1e9:.0f} GB: each chip")
     for title in ("program", "peak GB", "arguments", "temporaries", "GFLOPs", "GB moved", "FLOPs/byte"):
         table.add_column(title, justify="right")
-    for title in ("matmul", "roofline ms", "collectives"):
+    for title in ("matmul", *WASTE, "roofline ms", "collectives"):
         table.add_column(title, justify="right")
     for row in rows:
         name = f"{row['model']} {row['program']}\n{'x'.join(map(str, (row['batch'], *row['size'])))}"
@@ -182,6 +194,7 @@ def _show(rows: list[dict[str, Any]], config: Compile) -> None:
             f"{row['bytes'] / 1e9:.2f}",
             f"{row['intensity']:.0f}",
             f"{row['matmul_share']:.1%}",
+            *_waste(row),
             f"{row['roofline_seconds'] * 1e3:.2f} {row['bound']}",
             "\n".join(_megabytes(row["collectives"])),
         )

@@ -23,10 +23,17 @@ def _weighted_mean(values: Float[Array, "n h w"], weights: Float[Array, "n h w"]
     return total / jnp.where(weight > 0, weight, 1)
 
 
+def _at_label(values: Float[Array, "n h w k"] | Float[Array, "k"], labels: Labels) -> Float[Array, "n h w"]:
+    """The value of each pixel's class, NaN for a class that there is not; no gather, which TPUs do one by one."""
+    classes = jnp.arange(values.shape[-1])
+    picked = jnp.sum(jnp.where(labels[..., None] == classes, values, 0), -1)
+    return jnp.where((labels >= 0) & (labels < len(classes)), picked, jnp.nan)
+
+
 def _log_probability(logits: Logits, labels: Labels) -> tuple[Float[Array, "n h w k"], Float[Array, "n h w"], Labels]:
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     safe = jnp.where(labels == IGNORE, 0, labels)  # 255 would index past the classes
-    return log_p, jnp.take_along_axis(log_p, safe[..., None], -1)[..., 0], safe
+    return log_p, _at_label(log_p, safe), safe
 
 
 def cross_entropy(
@@ -45,7 +52,7 @@ def cross_entropy(
     """
     log_p, picked, safe = _log_probability(logits, labels)
     valid = (labels != IGNORE).astype(jnp.float32)
-    weights = valid if class_weights is None else valid * class_weights.astype(jnp.float32)[safe]
+    weights = valid if class_weights is None else valid * _at_label(class_weights.astype(jnp.float32), safe)
     values = -picked * weights
     if label_smoothing:
         per_class = jnp.ones(log_p.shape[-1]) if class_weights is None else class_weights
@@ -151,7 +158,7 @@ def focal_loss(
     """
     _, picked, safe = _log_probability(logits, labels)
     valid = (labels != IGNORE).astype(jnp.float32)
-    alpha = 1.0 if class_weights is None else class_weights.astype(jnp.float32)[safe]
+    alpha = 1.0 if class_weights is None else _at_label(class_weights.astype(jnp.float32), safe)
     # 1 - p from log p; its gradient at p = 1 stays finite for any gamma >= 1, and for gamma < 1 by the floor
     miss = jnp.maximum(-jnp.expm1(picked), 1e-12)
     return _weighted_mean(-alpha * miss**gamma * picked, valid)

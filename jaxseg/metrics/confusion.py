@@ -1,12 +1,25 @@
 """One additive confusion matrix, and every semantic score that is read off it."""
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 __all__ = ["SegmentationScores", "confusion_matrix", "mean_iou", "named_scores", "segmentation_scores"]
+
+
+def _scattered(cells: Int[Array, "*n"], k: int) -> Int[Array, "k2"]:
+    return jnp.zeros(k**2 + 1, jnp.int32).at[cells.ravel()].add(1)[:-1]
+
+
+def _multiplied(cells: Int[Array, "*n"], k: int) -> Int[Array, "k2"]:
+    """As a product of one-hot rows, which a matrix unit adds up at once and a TPU's scatter one by one."""
+    classes, axes = jnp.arange(k), tuple(range(cells.ndim))  # what is left out is of class k, which has no column
+    truth, predicted = ((part[..., None] == classes).astype(jnp.int8) for part in (cells // k, cells % k))
+    return jnp.tensordot(truth, predicted, (axes, axes), preferred_element_type=jnp.int32).ravel()
 
 
 def confusion_matrix(
@@ -18,9 +31,10 @@ def confusion_matrix(
     (padded with 255) are exact. int32: a single call counts up to 2^31 pixels.
     """
     counted = (labels >= 0) & (labels < num_classes)
-    cell = jnp.where(counted, labels * num_classes + predictions, num_classes**2)
-    counts = jnp.zeros(num_classes**2 + 1, jnp.int32).at[cell.ravel()].add(1)
-    return counts[:-1].reshape(num_classes, num_classes)
+    cells = jnp.where(counted, labels * num_classes + predictions, num_classes**2)
+    scattered, multiplied = (functools.partial(f, k=num_classes) for f in (_scattered, _multiplied))
+    counts = jax.lax.platform_dependent(cells, tpu=multiplied, default=scattered)
+    return counts.reshape(num_classes, num_classes)
 
 
 def mean_iou(confusion: Int[Array, "k k"]) -> Float[Array, ""]:

@@ -220,6 +220,17 @@ def test_perfect_and_hopeless_logits_keep_values_and_gradients_finite(loss):
     assert value_and_grad(loss)(perfect, labels)[0] < value_and_grad(loss)(-perfect, labels)[0]
 
 
+@pytest.mark.parametrize("loss", [cross_entropy, focal_loss])
+def test_a_class_that_there_is_not_is_nan_and_a_pixel_looks_nothing_up(loss):
+    labels = jnp.array([[[0, 3, 255]], [[0, 0, 1]]])
+    for wrong in (labels, labels.at[0, 0, 1].set(-1)):
+        assert np.isnan(value_and_grad(loss)(jnp.zeros((2, 1, 3, 3)), wrong)[0])
+    weighted = functools.partial(loss, class_weights=jnp.ones(3))
+    text = str(jax.make_jaxpr(jax.grad(weighted))(jnp.zeros((2, 1, 3, 3)), labels))
+    assert "gather" not in text  # a TPU gathers, and scatters in the gradient, one by one
+    assert "scatter" not in text
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_bfloat16_logits_give_a_float32_loss(loss):
     logits, labels = example()

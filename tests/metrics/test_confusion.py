@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxseg.metrics import confusion_matrix, segmentation_scores
-from jaxseg.metrics.confusion import mean_iou
+from jaxseg.metrics.confusion import _multiplied, _scattered, mean_iou
 
 
 def naive(predictions, labels, k):
@@ -56,3 +56,11 @@ def test_out_of_range_labels_are_left_out():
 
 def test_nothing_labelled_is_nan_not_a_crash():
     assert np.isnan(segmentation_scores(np.zeros((2, 2), np.int64)).miou)
+
+
+def test_the_form_of_tpus_counts_the_same():
+    rng = np.random.default_rng(3)
+    cells = rng.integers(0, 5**2 + 1, (3, 7, 6)).astype(np.int32)  # 25 is what is left out
+    expected = np.bincount(cells.ravel(), minlength=26)[:25]
+    for form in (_scattered, _multiplied):
+        np.testing.assert_array_equal(form(jnp.array(cells), 5), expected)
