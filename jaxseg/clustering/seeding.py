@@ -51,7 +51,7 @@ def kmeans_plus_plus(
     """Each next centroid is drawn in proportion to squared distance, the best of 2 + log k draws (greedy)."""
     trials = 2 + int(math.log(k))
     keys = jax.random.split(key, k)
-    first = points[sample(keys[0], weights, ())]
+    first = points[sample(keys[0], weights, (1,))][0]  # a scalar index gathers what is sharded
     centroids = jnp.zeros((k, points.shape[1]), points.dtype).at[0].set(first)
 
     def add(j, state):
@@ -84,7 +84,7 @@ def kmeans_parallel(
     n = points.shape[0]
     per_round = min(n, oversampling * k)
     keys = jax.random.split(key, rounds + 2)
-    first = points[sample(keys[0], weights, ())]
+    first = points[sample(keys[0], weights, (1,))][0]  # a scalar index gathers what is sharded
     squared = _squared_distance(points, first)
     candidates = [first[None]]
     for r in range(rounds):
