@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-__all__ = ["Blocks", "block_distances", "block_labels", "block_sums", "moments", "nearest", "to_blocks"]
+__all__ = ["CHUNKS", "Blocks", "block_distances", "block_labels", "block_sums", "moments", "nearest", "to_blocks"]
 
 CHUNKS = 64
 # One XLA program for up to this many centroids, written out; more are visited in groups of this many.
