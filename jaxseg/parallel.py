@@ -41,10 +41,12 @@ class Placement(NamedTuple):
 def make_mesh(data: int = -1, fsdp: int = 1, spatial: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of axes `data` (batch), `fsdp` (batch, parameters and optimizer state) and `spatial` (image height).
 
-    `data=-1` takes the devices that the other axes leave. Raises ValueError where the axes do not multiply to
-    the devices there are.
+    `data=-1` takes the devices that the other axes leave. Raises ValueError for an axis below 1, and where the
+    axes do not multiply to the devices there are.
     """
     devices = jax.devices() if devices is None else devices
+    if min(fsdp, spatial) < 1 or (data < 1 and data != -1):
+        raise ValueError(f"axes of a mesh are 1 or more, got data={data} fsdp={fsdp} spatial={spatial}")
     if data == -1:
         data = max(len(devices) // (fsdp * spatial), 1)
     if data * fsdp * spatial != len(devices):
