@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -40,10 +41,12 @@ class Placement(NamedTuple):
 def make_mesh(data: int = -1, fsdp: int = 1, spatial: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of axes `data` (batch), `fsdp` (batch, parameters and optimizer state) and `spatial` (image height).
 
-    `data=-1` takes the devices that the other axes leave. Raises ValueError where the axes do not multiply to
-    the devices there are.
+    `data=-1` takes the devices that the other axes leave. Raises ValueError for an axis below 1, and where the
+    axes do not multiply to the devices there are.
     """
     devices = jax.devices() if devices is None else devices
+    if min(fsdp, spatial) < 1 or (data < 1 and data != -1):
+        raise ValueError(f"axes of a mesh are 1 or more, got data={data} fsdp={fsdp} spatial={spatial}")
     if data == -1:
         data = max(len(devices) // (fsdp * spatial), 1)
     if data * fsdp * spatial != len(devices):
@@ -88,6 +91,8 @@ def over_mesh(mesh: Mesh) -> Placement:
     """One program over a mesh: the batch over `data` and `fsdp`, parameters over `fsdp`, height over `spatial`."""
     sizes = dict(mesh.shape)
     replicated = NamedSharding(mesh, PartitionSpec())
+    examples = mesh.devices.reshape(-1, sizes["spatial"])  # those of a row share the height of the same images
+    across = any(len({device.process_index for device in row}) > 1 for row in examples)
 
     def state_sharding(x: Any) -> NamedSharding:
         return NamedSharding(mesh, _fsdp_spec(x.shape, sizes["fsdp"]))
@@ -104,7 +109,13 @@ def over_mesh(mesh: Mesh) -> Placement:
         )
 
     def put_batch(batch: Mapping[str, np.ndarray]) -> PyTree:
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding(x), x), dict(batch))
+        if not across:
+            return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding(x), x), dict(batch))
+        # each process has examples whose rows lie on the devices of others, too
+        every = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), multihost_utils.process_allgather(dict(batch)))
+        return jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, batch_sharding(x), lambda index: x[index]), every
+        )
 
     def shaped(sharding: Callable[[Any], NamedSharding], shapes: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(x)), shapes)

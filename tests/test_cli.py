@@ -254,6 +254,8 @@ def test_evaluate_is_the_same_on_one_device_set_or_another(run, photos, tmp_path
         (["train", "unet_small", "--out", "x", "--size", "big"], "such as 360x480"),
         (["train", "unet_small", "--out", "x", "--stepz", "3"], "--steps"),
         (["train", "unet_small", "--out", "x", "--shard", "model=4"], "data=N, fsdp=N and spatial=N"),
+        (["train", "unet_small", "--out", "x", "--shard", "spatial=0"], "1 or more, got 'spatial=0' in 'spatial=0'"),
+        (["train", "unet_small", "--out", "x", "--shard", "data=2,data=4"], "at most once and 1 or more, got 'data=4'"),
         (["train", "unet_small", "--out", "x", "--data", "nowhere"], "nowhere"),
         (["train", "unet_small", "--out", "x", "--loss", "dice+lovas"], 'did you mean "lovasz_softmax"?'),
         (["train", "unet_small", "--out", "x", "--backbone-rate", "0"], "has no backbone"),

@@ -32,7 +32,10 @@ def together(out, *options, processes=2, devices=4):
     return outputs
 
 
-@pytest.mark.parametrize("options", [("--shard", "data=2,fsdp=4"), ("--parallel", "pmap")], ids=["jit", "pmap"])
+TOPOLOGIES = {"jit": ("--shard", "data=2,fsdp=4"), "spatial": ("--shard", "spatial=8"), "pmap": ("--parallel", "pmap")}
+
+
+@pytest.mark.parametrize("options", TOPOLOGIES.values(), ids=TOPOLOGIES)
 def test_two_processes_train_as_one_device(options, uninterrupted, tmp_path):  # noqa: F811
     outputs = together(tmp_path / "run", "--steps", 6, *options)
     want = [r["loss"] for r in read_records(uninterrupted / "metrics.jsonl") if "loss" in r][:6]

@@ -131,7 +131,10 @@ def mesh_axes(shard: str) -> dict[str, Any]:
     axes: dict[str, Any] = {}
     for part in filter(None, shard.split(",")):
         name, _, size = part.partition("=")
-        if name not in ("data", "fsdp", "spatial") or not size.isdecimal():
-            raise ValueError(f"--shard is made of data=N, fsdp=N and spatial=N, got {part!r}; e.g. data=4,fsdp=2")
+        if name not in ("data", "fsdp", "spatial") or not size.isdecimal() or int(size) < 1 or name in axes:
+            raise ValueError(
+                f"--shard is made of data=N, fsdp=N and spatial=N, each at most once and 1 or more, got {part!r} in "
+                f"{shard!r}; e.g. data=4,fsdp=2"
+            )
         axes[name] = int(size)
     return axes

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Real
 
-from jaxseg.clustering.lloyd import Blocks, block_labels, block_sums, moments, nearest, to_blocks
+from jaxseg.clustering.lloyd import Blocks, block_distances, block_labels, block_sums, moments, to_blocks
 from jaxseg.clustering.seeding import kmeans_parallel, kmeans_plus_plus, random_points
 
 __all__ = ["KMeansResult", "assign", "default_block_size", "kmeans", "require_finite"]
@@ -38,22 +38,25 @@ def _reseed_empty(blocks: Blocks, old: Array, sums: Array, counts: Array) -> tup
     Where no point is away from its centroid (fewer distinct points than clusters) a cluster stays empty.
     """
 
+    # in the blocks' own layout: flattened, pixels that are sharded over devices would be gathered on each
+    place = [jax.lax.broadcasted_iota(jnp.int32, blocks.rows.shape[:3], axis) for axis in range(3)]
+
     def farthest(state):
         sums, counts, squared, labels, _ = state
-        i = jnp.argmax(squared)
-        row = jax.lax.dynamic_index_in_dim(blocks.rows.reshape(-1, blocks.rows.shape[-1]), i, keepdims=False)
+        lane = jnp.argmax(squared.max(axis=(0, 1)))[None]  # a list of one: a scalar index gathers what is sharded
+        step, piece = jnp.unravel_index(jnp.argmax(squared[:, :, lane]), squared.shape[:2])
+        row, label = blocks.rows[:, :, lane][step, piece, 0], labels[:, :, lane][step, piece, 0]
         empty = jnp.argmin(counts)
-        useful = squared[i] > 0
+        useful = squared[:, :, lane][step, piece, 0] > 0
         moved, x = jnp.where(useful, row[-1], 0.0), row[:-1]
-        sums = sums.at[labels[i]].add(-moved * x).at[empty].add(moved * x)
-        counts = counts.at[labels[i]].add(-moved).at[empty].add(moved)
-        return sums, counts, squared.at[i].set(0.0), labels, useful
+        sums = sums.at[label].add(-moved * x).at[empty].add(moved * x)
+        counts = counts.at[label].add(-moved).at[empty].add(moved)
+        taken = (place[0] == step) & (place[1] == piece) & (place[2] == lane)
+        return sums, counts, jnp.where(taken, 0.0, squared), labels, useful
 
     def reseed(sums, counts):
-        rows = blocks.rows.reshape(-1, blocks.rows.shape[-1])
-        labels = nearest(rows[:, :-1], old)
-        squared = jnp.where(rows[:, -1] > 0, jnp.sum((rows[:, :-1] - old[labels]) ** 2, axis=1), 0.0)
-        state = (sums, counts, squared, labels, jnp.array(True))
+        labels, squared = block_distances(blocks, old)
+        state = (sums, counts, jnp.where(blocks.rows[..., -1] > 0, squared, 0.0), labels, jnp.array(True))
         return jax.lax.while_loop(lambda s: jnp.any(s[1] <= 0) & s[4], farthest, state)[:2]
 
     return jax.lax.cond(jnp.any(counts <= 0), reseed, lambda *s: s, sums, counts)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-__all__ = ["Blocks", "block_labels", "block_sums", "moments", "nearest", "to_blocks"]
+__all__ = ["CHUNKS", "Blocks", "block_distances", "block_labels", "block_sums", "moments", "nearest", "to_blocks"]
 
 CHUNKS = 64
 # One XLA program for up to this many centroids, written out; more are visited in groups of this many.
@@ -146,20 +146,37 @@ def block_sums(blocks: Blocks, centroids: Float[Array, "k d"]) -> tuple[Float[Ar
     return sums[:, :d], sums[:, d]
 
 
-def block_labels(blocks: Blocks, centroids: Float[Array, "k d"]) -> tuple[Int[Array, "n"], Float[Array, ""]]:
-    """Nearest centroid of each point in the points' own order, and the weighted sum of squared distances.
-
-    Distances are |x - c|^2 itself, which does not cancel as the scores do.
-    """
+def _own_distances(
+    rows: Float[Array, "n width"], centroids: Float[Array, "k d"]
+) -> tuple[Int[Array, "n"], Float[Array, "n"]]:
+    """Nearest centroid of each row, and |x - c|^2 itself, which does not cancel as the scores do."""
     d = centroids.shape[1]
+    labels = nearest(rows[:, :d], centroids)
+    own = [centroids[:, i].at[labels].get(mode="promise_in_bounds") for i in range(d)]
+    return labels, sum((rows[:, i] - own[i]) ** 2 for i in range(d))
+
+
+def block_distances(
+    blocks: Blocks, centroids: Float[Array, "k d"]
+) -> tuple[Int[Array, "steps pieces n"], Float[Array, "steps pieces n"]]:
+    """Nearest centroid of each point and the squared distance to it, in the order of the blocks."""
+
+    def step(_, rows):
+        labels, squared = zip(*(_own_distances(piece, centroids) for piece in rows), strict=True)
+        return None, (jnp.stack(labels), jnp.stack(squared))
+
+    return jax.lax.scan(step, None, blocks.rows)[1]
+
+
+def block_labels(blocks: Blocks, centroids: Float[Array, "k d"]) -> tuple[Int[Array, "n"], Float[Array, ""]]:
+    """Nearest centroid of each point in the points' own order, and the weighted sum of squared distances."""
 
     def step(inertia, rows):
         labels = []
-        for p in range(rows.shape[0]):
-            labels.append(nearest(rows[p, :, :d], centroids))
-            own = [centroids[:, i].at[labels[p]].get(mode="promise_in_bounds") for i in range(d)]
-            squared = sum((rows[p, :, i] - own[i]) ** 2 for i in range(d))
-            inertia = inertia + squared * rows[p, :, d]
+        for piece in rows:
+            label, squared = _own_distances(piece, centroids)
+            labels.append(label)
+            inertia = inertia + squared * piece[:, -1]
         return inertia, jnp.stack(labels)
 
     lanes = jnp.zeros(blocks.rows.shape[2], blocks.rows.dtype)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxseg.clustering.lloyd import block_labels, block_sums, to_blocks
+from jaxseg.clustering.lloyd import CHUNKS, block_labels, block_sums, to_blocks
 
 __all__ = ["kmeans_parallel", "kmeans_plus_plus", "random_points", "sample"]
 
@@ -25,8 +25,9 @@ def sample(key: PRNGKeyArray, mass: Float[Array, "n"], shape: tuple[int, ...]) -
     The last index of positive mass is drawn where rounding runs past the end; index 0 where all mass is 0.
     """
     n = mass.shape[0]
-    m = 1024 if n > 4096 else max(1, math.isqrt(n))
-    rows = jnp.pad(mass, (0, -n % m)).reshape(-1, m)
+    # rows of about 1024, a multiple of the chunks in number: where points are sharded a row lies on one device
+    m = -(-n // (CHUNKS * -(-n // (CHUNKS * 1024)))) if n > 4096 else max(1, math.isqrt(n))
+    rows = jnp.pad(mass, (0, -n % (CHUNKS * m if n > 4096 else m))).reshape(-1, m)
     row_ends = jnp.cumsum(rows.sum(axis=1))
     u = jax.random.uniform(key, shape, mass.dtype) * row_ends[-1]
     row = jnp.minimum(jnp.searchsorted(row_ends, u, side="right"), rows.shape[0] - 1)
@@ -51,7 +52,7 @@ def kmeans_plus_plus(
     """Each next centroid is drawn in proportion to squared distance, the best of 2 + log k draws (greedy)."""
     trials = 2 + int(math.log(k))
     keys = jax.random.split(key, k)
-    first = points[sample(keys[0], weights, ())]
+    first = points[sample(keys[0], weights, (1,))][0]  # a scalar index gathers what is sharded
     centroids = jnp.zeros((k, points.shape[1]), points.dtype).at[0].set(first)
 
     def add(j, state):
@@ -84,7 +85,7 @@ def kmeans_parallel(
     n = points.shape[0]
     per_round = min(n, oversampling * k)
     keys = jax.random.split(key, rounds + 2)
-    first = points[sample(keys[0], weights, ())]
+    first = points[sample(keys[0], weights, (1,))][0]  # a scalar index gathers what is sharded
     squared = _squared_distance(points, first)
     candidates = [first[None]]
     for r in range(rounds):

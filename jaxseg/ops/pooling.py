@@ -166,7 +166,7 @@ def _adaptive_windows(n_in: Dim, n_out: int, xp: Any = np) -> tuple[Any, Any]:
 
 def adaptive_average_pool(x: Float[Array, "n h w c"], size: tuple[Dim, Dim]) -> Float[Array, "n ph pw c"]:
     """Means over `size` windows that cover `x`, as PyTorch's AdaptiveAvgPool2d: two products with small matrices."""
-    for axis, n_out in ((1, size[0]), (2, size[1])):
+    for axis, n_out in ((2, size[1]), (1, size[0])):  # of a sharded height only the last, small product is summed
         n_in = x.shape[axis]
         xp: Any = np if isinstance(n_in, int) else jnp  # jax.export may leave the size open
         starts, stops = _adaptive_windows(n_in, n_out, xp)

@@ -14,18 +14,24 @@ from jaxseg.ops.dims import Dim
 
 __all__ = ["bilinear_kernel", "resize_bilinear", "resize_nearest", "upsample_bilinear"]
 
+FEW = 8  # samples, such as the regions of a pyramid: on every device in any case, and interpolated best by a matrix
 
-def _bilinear_matrix(n_in: Dim, n_out: Dim, align_corners: bool) -> Any:
-    """Weights `[n_out, n_in]` of linear interpolation between `n_in` samples."""
-    if not (isinstance(n_in, int) and isinstance(n_out, int)):
-        return _symbolic_bilinear_matrix(n_in, n_out, align_corners)
+
+def _neighbours(n_in: int, n_out: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of `n_out` samples the two of `n_in` that it lies between, and the weight of the second."""
     if align_corners:
         at = np.arange(n_out) * ((n_in - 1) / (n_out - 1) if n_out > 1 else 0.0)
     else:
         at = np.maximum((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0.0)
     low = np.minimum(at.astype(int), n_in - 1)
-    high = np.minimum(low + 1, n_in - 1)
-    weight = np.clip(at - low, 0.0, 1.0)
+    return low, np.minimum(low + 1, n_in - 1), np.clip(at - low, 0.0, 1.0)
+
+
+def _bilinear_matrix(n_in: Dim, n_out: Dim, align_corners: bool) -> Any:
+    """Weights `[n_out, n_in]` of linear interpolation between `n_in` samples."""
+    if not (isinstance(n_in, int) and isinstance(n_out, int)):
+        return _symbolic_bilinear_matrix(n_in, n_out, align_corners)
+    low, high, weight = _neighbours(n_in, n_out, align_corners)
     matrix = np.zeros((n_out, n_in))
     np.add.at(matrix, (np.arange(n_out), low), 1.0 - weight)
     np.add.at(matrix, (np.arange(n_out), high), weight)
@@ -41,22 +47,47 @@ def _symbolic_bilinear_matrix(n_in: Dim, n_out: Dim, align_corners: bool) -> Arr
     return jnp.maximum(1 - jnp.abs(at[:, None] - jnp.arange(n_in, dtype=jnp.float32)), 0.0)
 
 
-def _by_matrices(x: Array, size: tuple[Dim, Dim], align_corners: bool) -> Array:
-    for axis, n_out in ((1, size[0]), (2, size[1])):
-        if x.shape[axis] != n_out:
-            matrix = jnp.asarray(_bilinear_matrix(x.shape[axis], n_out, align_corners), x.dtype)
-            x = jnp.moveaxis(jnp.tensordot(matrix, x, (1, axis), precision=jax.lax.Precision.HIGHEST), 0, axis)
-    return x
+def _by_matrix(x: Array, axis: int, n_out: Dim, align_corners: bool) -> Array:
+    matrix = jnp.asarray(_bilinear_matrix(x.shape[axis], n_out, align_corners), x.dtype)
+    return jnp.moveaxis(jnp.tensordot(matrix, x, (1, axis), precision=jax.lax.Precision.HIGHEST), 0, axis)
 
 
-def _double(x: Array, axis: int) -> Array:
-    """Twice as many samples along `axis`: each lies a quarter of a step from an old one."""
-    n = x.shape[axis]
-    first, last = jax.lax.slice_in_dim(x, 0, 1, axis=axis), jax.lax.slice_in_dim(x, n - 1, n, axis=axis)
-    before = jax.lax.concatenate([first, jax.lax.slice_in_dim(x, 0, n - 1, axis=axis)], axis)
-    after = jax.lax.concatenate([jax.lax.slice_in_dim(x, 1, n, axis=axis), last], axis)
-    pair = jnp.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis + 1)
-    return pair.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
+def _by_shifts(x: Array, axis: int, factor: int, align_corners: bool) -> Array:
+    """`factor` times as many samples along `axis`: each lies between an old one and one of the two beside it."""
+    n, zero = x.shape[axis], jnp.zeros((), x.dtype)
+    (low, high, weight), own = _neighbours(n, n * factor, align_corners), np.arange(n).repeat(factor)
+    taps = np.zeros((3, n * factor))  # of the sample before, of the own one, of the one after
+    np.add.at(taps, (low - own + 1, np.arange(n * factor)), 1.0 - weight)
+    np.add.at(taps, (high - own + 1, np.arange(n * factor)), weight)
+    beside = [
+        x if by == 0 else jax.lax.pad(x, zero, [(by, -by, 0) if k == axis else (0, 0, 0) for k in range(x.ndim)])
+        for by in (1, 0, -1)
+    ]
+
+    def part(j: int) -> Array:
+        """The j-th of each `factor` new samples."""
+        weights = [tap[j::factor].reshape(n, *(1,) * (x.ndim - axis - 1)) for tap in taps]
+        used = [jnp.asarray(w, x.dtype) * y for w, y in zip(weights, beside, strict=True) if w.any()]
+        return sum(used[1:], used[0])
+
+    parts = jnp.stack([part(j) for j in range(factor)], axis + 1)
+    return parts.reshape(*x.shape[:axis], factor * n, *x.shape[axis + 1 :])
+
+
+def _resize_axis(x: Array, axis: int, n_out: Dim, align_corners: bool) -> Array:
+    n_in = x.shape[axis]
+    if n_in == n_out:
+        return x
+    known = isinstance(n_in, int) and isinstance(n_out, int)  # jax.export may leave a size open
+    if not known or n_in <= FEW or n_out % n_in or n_out < n_in:
+        return _by_matrix(x, axis, n_out, align_corners)
+    if axis == 1:  # a device exchanges two rows for the shifts of a sharded height; a matrix sums all of it on each
+        return _by_shifts(x, axis, n_out // n_in, align_corners)
+    return jax.lax.platform_dependent(
+        x,
+        cpu=lambda x: _by_shifts(x, axis, n_out // n_in, align_corners),
+        default=lambda x: _by_matrix(x, axis, n_out, align_corners),
+    )
 
 
 def resize_bilinear(
@@ -68,13 +99,7 @@ def resize_bilinear(
     """
     if any(n < 1 for n in (*size, *x.shape[1:3])):
         raise ValueError(f"resize_bilinear needs h, w of at least 1, got {x.shape[1:3]} to {size}")
-    if size == (2 * x.shape[1], 2 * x.shape[2]) and not align_corners:
-        return jax.lax.platform_dependent(
-            x,
-            cpu=lambda x: _double(_double(x, 1), 2),
-            default=lambda x: _by_matrices(x, size, align_corners),
-        )
-    return _by_matrices(x, size, align_corners)
+    return _resize_axis(_resize_axis(x, 1, size[0], align_corners), 2, size[1], align_corners)
 
 
 def resize_nearest(x: Num[Array, "n h w c"], size: tuple[Dim, Dim]) -> Num[Array, "n h2 w2 c"]:

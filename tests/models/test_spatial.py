@@ -145,6 +145,27 @@ def test_kmeans_of_an_image_in_shares():
     np.testing.assert_array_equal(cluster(rows_of(pixels)), cluster(pixels))
 
 
+def test_kmeans_moves_empty_clusters_alike():
+    """Ten groups of equal points, and ten centroids of which eight lie far from all."""
+    points = np.random.default_rng(0).random((10, 3), np.float32).repeat(512, 0)
+    start = np.concatenate([points[:2], np.full((8, 3), 9, np.float32)])
+    one, eight = (kmeans(x, 10, init=start) for x in (points, rows_of(points)))
+    np.testing.assert_array_equal(eight.labels, one.labels)
+    assert len(np.unique(one.labels)) == 10
+    assert float(one.inertia) < 1e-6
+
+
+@pytest.mark.parametrize("size", [(512, 512), (480, 328)])  # the second in blocks that are padded
+def test_memory_of_kmeans_falls_with_the_devices(size):
+    def temporaries(spatial):
+        mesh = parallel.make_mesh(data=1, spatial=spatial, devices=jax.devices()[:spatial])
+        image = jax.ShapeDtypeStruct((*size, 3), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P("spatial")))
+        cluster = jax.jit(lambda image: kmeans(image.reshape(-1, 3), 4, key=jax.random.key(0)).labels)
+        return cluster.lower(image).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(1) / temporaries(8) > 4
+
+
 @pytest.mark.slow
 def test_ncut_of_an_image_in_shares():
     rng = np.random.default_rng(0)

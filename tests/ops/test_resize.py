@@ -1,19 +1,24 @@
 """Resizing against NumPy written from the definition, and against PyTorch."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxseg.ops.resize import (
-    _by_matrices,
+    _by_matrix,
     bilinear_kernel,
     resize_bilinear,
     resize_nearest,
     upsample_bilinear,
 )
+from jaxseg.parallel import make_mesh
 
 quick = settings(max_examples=8, deadline=None, derandomize=True)
 sizes = st.tuples(st.integers(1, 8), st.integers(1, 8))
@@ -51,20 +56,35 @@ def test_bilinear(size_in, size_out, align_corners):
 
 
 @quick
-@given(sizes)
-def test_doubling_by_shifts_is_doubling_by_matrices(size):
-    x, twice = image(size), (2 * size[0], 2 * size[1])
+@given(st.integers(9, 12), st.integers(2, 9), st.booleans())
+def test_a_whole_factor_by_shifts_is_that_by_matrices(n, factor, align_corners):
+    x, size = image((n, n + 1)), (factor * n, factor * (n + 1))
 
     @jax.jit
     def both(x, weights):
-        shifted, back = jax.vjp(lambda x: resize_bilinear(x, twice), x)
-        product, back_product = jax.vjp(lambda x: _by_matrices(x, twice, False), x)
+        shifted, back = jax.vjp(lambda x: resize_bilinear(x, size, align_corners=align_corners), x)
+        by_rows = functools.partial(_by_matrix, axis=1, n_out=size[0], align_corners=align_corners)
+        by_columns = functools.partial(_by_matrix, axis=2, n_out=size[1], align_corners=align_corners)
+        product, back_product = jax.vjp(lambda x: by_columns(by_rows(x)), x)
         return shifted, product, back(weights)[0], back_product(weights)[0]
 
-    shifted, product, gradient, product_gradient = both(x, image(twice))
-    np.testing.assert_allclose(shifted, product, atol=1e-6)
-    np.testing.assert_allclose(gradient, product_gradient, atol=1e-5)
-    np.testing.assert_allclose(shifted, naive_bilinear(x, twice, False), atol=1e-6)
+    shifted, product, gradient, product_gradient = both(x, image(size))
+    np.testing.assert_allclose(shifted, product, atol=2e-6)
+    np.testing.assert_allclose(gradient, product_gradient, atol=1e-5 * factor)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_a_sharded_height_stays_where_it_is(align_corners):
+    mesh = make_mesh(data=1, spatial=8)
+    x = jax.ShapeDtypeStruct((1, 64, 16, 3), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(None, "spatial")))
+
+    def gradient(x):
+        return jax.grad(lambda x: (resize_bilinear(x, (512, 128), align_corners=align_corners) ** 2).sum())(x)
+
+    for f in (lambda x: resize_bilinear(x, (512, 128), align_corners=align_corners), gradient):
+        compiled = jax.jit(f, out_shardings=x.sharding).lower(x).compile()
+        assert " collective-permute(" in compiled.as_text()
+        assert not re.search(" all-(reduce|gather|to-all)", compiled.as_text())
 
 
 @quick
