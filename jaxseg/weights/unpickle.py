@@ -48,8 +48,10 @@ def _refuse(reader: "PlainUnpickler") -> NoReturn:
     raise UnsafePickle("it uses an instruction that no tensor needs")
 
 
-# the one in Python, whose instructions can be chosen
-class PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
+Base: Any = pickle._Unpickler  # the one in Python, whose instructions can be chosen
+
+
+class PlainUnpickler(Base):
     """Reads one pickle from `file`, which may hold more after it; `size` bytes are the most that it can have.
 
     Whatever calls make besides what stands in the pickle is at most as much (`take`): a call can be repeated in a
@@ -118,8 +120,8 @@ class PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
         self._put(self.stack[-1], items)
 
     def _dict(self) -> None:
-        items, made = self.pop_mark(), {}
-        self._put(made, items)
+        made: dict[Any, Any] = {}
+        self._put(made, self.pop_mark())
         self.append(made)
 
     def _append(self) -> None:
