@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxseg import bench
-from jaxseg.bench.measure import Programs, alternate
+from jaxseg.bench import Programs
+from jaxseg.bench.measure import alternate
 from jaxseg.cli import main
 
 TINY = bench.Setting(size=(32, 32), batch=2, classes=3, rounds=3, threads=1)

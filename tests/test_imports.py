@@ -37,7 +37,7 @@ MAY = {
     "export": {"ops"},
     "programs": {"losses", "models", "train", "train_adversarial", "train_detection", "train_style"},
     "aot": {"parallel", "programs"},
-    "bench": {"aot", "losses", "programs", "train"},
+    "bench": {"aot", "clustering", "losses", "ops", "programs", "train"},
     "detect": {"ops", "data"},
     "predict": {"ops", "data", "detect", "metrics", "parallel"},
     "runs": {"checkpoint", "models"},
