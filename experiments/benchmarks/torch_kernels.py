@@ -1,4 +1,4 @@
-"""What `jaxseg bench` measures beside jaxseg's kernels: the same on the same arrays by PyTorch, scikit-learn and SciPy."""
+"""What `jaxseg bench` measures beside jaxseg's kernels: the same on the same arrays by PyTorch, scikit-learn, SciPy."""
 
 import importlib.util
 import pathlib

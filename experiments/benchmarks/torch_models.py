@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-HERE = pathlib.Path(__file__).parent
-sys.path += [str(HERE), str(HERE.parents[1] / "tests")]
+sys.path += [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[2] / "tests")]
 import torch_kernels
 import torch_networks
 from golden import published, reference
