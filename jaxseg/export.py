@@ -98,7 +98,7 @@ def export_stablehlo(
             failure = error
     raise ValueError(
         f"{type(model).__name__} does not trace with an open size ({str(failure).splitlines()[0]}); "
-        "give the size that the program shall have"
+        "give the size, and of a discriminator the batch, that the program shall have"
     ) from failure
 
 

@@ -1,8 +1,11 @@
 """What is measured is what runs; what is called a change is one."""
 
 import copy
+import importlib.util
 import json
+import pathlib
 import statistics
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,8 @@ import numpy as np
 import pytest
 
 from jaxseg import bench
-from jaxseg.bench.measure import Programs, alternate
+from jaxseg.bench import Programs
+from jaxseg.bench.measure import alternate
 from jaxseg.cli import main
 
 TINY = bench.Setting(size=(32, 32), batch=2, classes=3, rounds=3, threads=1)
@@ -136,6 +140,71 @@ def test_a_training_step_trains(fields):
         call()
     # backward is twice the forward, but for the gradient of the image, which nobody wants
     assert 2.5 < programs.flops["train"] / programs.flops["forward"] <= 3
+
+
+SMALL = bench.Setting(size=(32, 32), batch=2, classes=3, rounds=1, threads=1)
+
+
+@pytest.mark.parametrize("name", bench.KERNELS)
+def test_every_kernel_is_measured(name):
+    ours = bench.subject(name, SMALL)
+    rows = bench.measure(ours, 1e9)
+    assert [row["task"] for row in rows] == ["forward", "train"][: 1 + bench.KERNELS[name].has_gradient]
+    assert all(row["times"]["jaxseg"]["ms"] >= 0 and row["peak_bytes"]["jaxseg"] > 0 for row in rows)
+    assert f"`{name}`" in bench.zoo_table(rows)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", bench.KERNELS)
+def test_a_kernels_peer_computes_the_same(name):
+    torch_kernels = peers_module("torch_kernels")
+    ours = bench.subject(name, SMALL)
+    (peer,) = torch_kernels.kernel_calls(name, ours.inputs, "float32").values()
+    assert peer.keys() == {"forward", "train"} if bench.KERNELS[name].has_gradient else {"forward"}
+    mine, theirs = ours.calls["forward"]["jaxseg"](), peer["forward"]()
+    if name == "nms":
+        for kept, valid, indices in zip(mine.index, mine.valid, theirs, strict=True):
+            np.testing.assert_array_equal(np.asarray(kept)[np.asarray(valid)], indices)
+    elif name == "kmeans":
+        np.testing.assert_allclose(mine.inertia, theirs.inertia_, rtol=1e-4)
+    elif name == "ncut_eigenpairs":
+        np.testing.assert_allclose(mine.values, np.sort(1 - theirs[0])[1:], atol=1e-4)
+    else:
+        theirs = theirs.numpy()
+        theirs = theirs.transpose(0, 2, 3, 1) if name != "roi_align" else theirs
+        mine = np.asarray(mine)
+        mine = mine.reshape(-1, 7, 7, 256).transpose(0, 3, 1, 2) if name == "roi_align" else mine
+        np.testing.assert_allclose(mine, theirs, atol=1e-4 * max(1, theirs.std()))
+
+
+def peers_module(name):
+    folder = pathlib.Path(__file__).parents[1] / "experiments" / "benchmarks"
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("script", ["detection", "generation"])
+def test_the_scripts_import(script):
+    pytest.importorskip("torch")
+    assert peers_module(script).main
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["progan_discriminator", "progan_generator", "stylegan_generator", "adain_transfer"])
+def test_a_networks_peer_computes_the_same(name):
+    torch_networks = peers_module("torch_networks")
+    narrow = {} if name == "adain_transfer" else {"base_features": 512, "max_features": 16}
+    setting = bench.Setting(size=(16, 16), batch=4, tasks=("forward",), rounds=1, threads=1)
+    ours = bench.subject(name, setting, **narrow)
+    (peer,) = torch_networks.network_calls(ours, 3).values()
+    mine, theirs = ours.calls["forward"]["jaxseg"](), peer["forward"]().numpy()
+    mine = np.asarray(getattr(mine, "score", mine))
+    theirs = theirs.transpose(0, 2, 3, 1) if theirs.ndim == 4 else theirs.reshape(mine.shape)
+    np.testing.assert_allclose(mine, theirs, atol=1e-3 * max(1, theirs.std()))
 
 
 def test_the_cache_is_off_while_compile_time_is_taken():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from golden.named import fill, image
 from models.test_detectors import compiled, filled, init_shapes, small
-from models.test_generation import case
+from models.test_generation import NARROW, case
 from safetensors.numpy import save_file
 
 import jaxseg
@@ -173,6 +173,15 @@ def test_the_command_exports_a_detector(tmp_path, monkeypatch, capsys):
     assert "give --size, a canvas such as 800x1344" in capsys.readouterr().err
     assert command(*words, "--size", "64x96", "--batch", 1) == 0
     assert "float32[1,64,96,3] int32[1,2] -> (1, 10, 4)" in capsys.readouterr().out
+
+
+def test_the_command_exports_a_generator(tmp_path, capsys):
+    model, variables = case("stylegan_generator", 16, 3)
+    save_model(tmp_path / "model", variables, "stylegan_generator", 3, resolution=16, **NARROW)
+    words = ("export", tmp_path / "model", "--out", tmp_path / "g.stablehlo", "--platforms", "cpu")
+    assert command(*words) == 0
+    assert "float32[n,512] int32[n] -> (1, 16, 16, 3)" in capsys.readouterr().out
+    assert model.num_classes == 3
 
 
 def test_what_proposes_nothing_takes_proposals(tmp_path):

@@ -38,7 +38,7 @@ MAY = {
     "programs": {"losses", "models", "train", "train_adversarial", "train_detection", "train_style"},
     "hlo": set(),
     "aot": {"hlo", "parallel", "programs"},
-    "bench": {"aot", "losses", "programs", "train"},
+    "bench": {"aot", "clustering", "losses", "ops", "programs", "train"},
     "detect": {"ops", "data"},
     "predict": {"ops", "data", "detect", "metrics", "parallel"},
     "runs": {"checkpoint", "models"},

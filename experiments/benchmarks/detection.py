@@ -28,10 +28,10 @@ import rich.table
 import tyro
 
 sys.path.append(str(pathlib.Path(__file__).parents[2] / "tests"))
-from throughput import alternate, facts
 from torchvision_shim import torch, torchvision
 
 import jaxseg
+from jaxseg.bench.measure import Setting, alternate, facts
 from jaxseg.models.rpn import RPNHead, select_proposals
 from jaxseg.ops.anchors import pyramid_anchors
 from jaxseg.ops.nms import nms
@@ -231,7 +231,7 @@ def main(config: Config) -> None:
     table.title = f"torchvision's operators: {'compiled' if compiled else 'in Python'}"
     for name, make in wanted.items():
         for task, calls in make().items():
-            times = alternate(calls, config)
+            times = alternate(calls, Setting(rounds=config.rounds, clock=config.clock))
             row = {
                 **{"what": name, "task": task, "size": list(config.size), "batch": config.batch},
                 **{"boxes": config.boxes, "channels": config.channels, "threads": threads, "clock": config.clock},

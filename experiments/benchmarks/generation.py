@@ -26,9 +26,9 @@ import tyro
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tests"))
 from golden import adain, generation
-from throughput import alternate, facts, show
 
 import jaxseg
+from jaxseg.bench.measure import Setting, alternate, facts
 from jaxseg.losses.adversarial import logistic, r1_penalty
 from jaxseg.ops.adain import adaptive_instance_norm
 from jaxseg.ops.doubling import conv_after_doubling
@@ -197,7 +197,7 @@ def measure(name: str, config: Config) -> dict[str, Any]:
         compiled()
         compile_seconds["torch compiled"] = round(time.perf_counter() - start, 1)
         calls["torch compiled"] = compiled
-    times = alternate(calls, config)
+    times = alternate(calls, Setting(rounds=config.rounds, clock=config.clock))
     size = config.size if name in ("adain", "stylize") else config.resolution
     return {
         "model": name,
@@ -224,7 +224,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     rows = []
     for name in config.rows:
         rows.append(measure(name, config))
-        show(rows[-1:])
+        times = ", ".join(f"{what} {t['ms']:.1f} ± {t['spread_ms']:.1f} ms" for what, t in rows[-1]["times"].items())
+        print(f"{name}: {times}", flush=True)
     for peer in rows[0]["ratio"]:
         ours, theirs = (sum(row["times"][what]["ms"] for row in rows) for what in ("jaxseg", peer))
         print(f"in total {ours:.0f} ms, {peer} {theirs:.0f} ms: {theirs / ours:.2f} times as fast")

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.append(str(pathlib.Path(__file__).parents[2] / "tests"))
+sys.path += [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[2] / "tests")]
+import torch_kernels
+import torch_networks
 from golden import published, reference
 
 __all__ = ["peers", "torch_calls", "torch_model"]
@@ -78,13 +80,16 @@ def peers(num_classes: int, dtype: str, *, threads: int, compiled: bool) -> Call
     torch.set_num_threads(threads)
 
     def calls(ours: Any) -> Mapping[str, Mapping[str, Callable[[], None]]]:
-        # of detectors and generators there are none
-        model = None if ours.labels is None else torch_model(ours.name, num_classes, ours.parameters)
+        if not ours.parameters:
+            return torch_kernels.kernel_calls(ours.name, ours.inputs, dtype)
+        if ours.labels is None:
+            return torch_networks.network_calls(ours, num_classes) if dtype == "float32" else {}
+        model, images = torch_model(ours.name, num_classes, ours.parameters), ours.inputs[0]
         if model is None:
             return {}
-        found = {"torch eager": torch_calls(model, ours.images, ours.labels, dtype)}
+        found = {"torch eager": torch_calls(model, images, ours.labels, dtype)}
         if compiled:
-            calls = torch_calls(torch.compile(model), ours.images, ours.labels, dtype)
+            calls = torch_calls(torch.compile(model), images, ours.labels, dtype)
             try:
                 for call in calls.values():
                     call()

@@ -46,7 +46,7 @@ def zoo_table(rows: Sequence[Row]) -> str:
             if "utilisation" not in row:
                 continue
             took, memory = row["times"]["jaxseg"], row["peak_bytes"]["jaxseg"]
-            ratio = row["ratio"].get("torch eager")
+            ratio = next(iter(row["ratio"].values()), None)
             lines.append(
                 [
                     f"`{model}`",
@@ -60,7 +60,7 @@ def zoo_table(rows: Sequence[Row]) -> str:
                     "" if ratio is None else f"{ratio:.2f}",
                 ]
             )
-    titles = ("model", "batch x size", "task", "ms", "img/s", "MFU", "peak MB", "compile s", "time over PyTorch's")
+    titles = ("model", "batch x size", "task", "ms", "img/s", "MFU", "peak MB", "compile s", "time over the peer's")
     return markdown(titles, lines, left=3)
 
 

@@ -26,9 +26,11 @@ class Bench:
     """Measure models: forward pass, training step, compile time, memory, utilisation; or compare two files of it."""
 
     models: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Names that `jaxseg models` lists."""
+    """Names that `jaxseg models` lists, or of kernels: see --kernels."""
     all: bool = False
     """Every model of the zoo."""
+    kernels: bool = False
+    """Every kernel, forward and, as its training step, its gradient: NMS, RoIAlign, k-means and others."""
     size: Size = (128, 128)
     """Height x width of an image."""
     batch: int = 4
@@ -89,7 +91,10 @@ def _on_cores(count: int) -> Iterator[None]:
 
 
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
-    rows = json.loads(path.read_text())
+    try:
+        rows = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON file ({error})") from None
     if not isinstance(rows, list) or not all(isinstance(r, dict) and "times" in r for r in rows):
         raise ValueError(f"{path} holds no rows of `jaxseg bench`")
     return rows
@@ -125,12 +130,13 @@ def bench_command(config: Annotated[Bench, tyro.conf.arg(name="")]) -> int:
         rows = _read(config.table)
         print("\n".join(table(rows) for table in (bench.zoo_table, bench.ratio_table)))
         return 0
-    names = list(MODELS) if config.all else list(config.models)
+    names = [*(MODELS if config.all else ()), *(bench.KERNELS if config.kernels else ()), *config.models]
     if not names or (config.all and config.models):
-        raise ValueError("name models, or --all; or give --compare A.json B.json, or --table FILE.json")
+        raise ValueError("name models, or --all, or --kernels; or give --compare A.json B.json, or --table FILE.json")
     for name in names:
-        if name not in MODELS:
-            raise ValueError(f'no model "{name}"; did you mean "{nearest_model(name)}"?')
+        if name not in MODELS and name not in bench.KERNELS:
+            kernels = ", ".join(bench.KERNELS)
+            raise ValueError(f'no model "{name}"; did you mean "{nearest_model(name)}"? Kernels are {kernels}')
     fields = [f.name for f in dataclasses.fields(bench.Setting)]
     setting = bench.Setting(**{name: getattr(config, name) for name in fields})
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
@@ -147,7 +153,7 @@ def bench_command(config: Annotated[Bench, tyro.conf.arg(name="")]) -> int:
                 print(f"{name} is in {config.out} already")
                 continue
             try:
-                rows = bench.measure(name, setting, rate, peers)
+                rows = bench.measure(bench.subject(name, setting), rate, peers)
             except ValueError as error:  # a size that it does not take
                 failed.append(f"{name}: {error}")
                 continue

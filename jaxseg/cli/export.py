@@ -46,11 +46,16 @@ def _difference(written: np.ndarray, ours: np.ndarray) -> float:
 
 
 def _example(model: Any, n: int, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """Noise of the images' size; a detector is told that the lower quarter is padding, and where to look."""
+    """Noise of the images' size, or of what the model takes instead; a detector is told that the lower quarter is padding, and where to look."""
     rng = np.random.default_rng(0)
     images = rng.standard_normal((n, *size, 3), np.float32)
     if not hasattr(model, "detect_boxes"):
-        return (images,)
+        shape = jax.ShapeDtypeStruct(images.shape, np.float32)
+        inputs = model.inputs(shape) if hasattr(model, "inputs") else (shape,)  # a generator's are latents
+        return tuple(  # and perhaps classes
+            np.zeros(x.shape, x.dtype) if x.dtype.kind == "i" else rng.standard_normal(x.shape, np.float32)
+            for x in inputs
+        )
     height, width = max(size[0] * 3 // 4, 1), size[1]
     sizes = np.tile(np.array([height, width], np.int32), (n, 1))
     if hasattr(model, "propose"):

@@ -1,6 +1,5 @@
 """What the words `RUN`, or `MODEL --weights FILE`, stand for: a model with its weights."""
 
-import json
 import os
 import pathlib
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from jaxseg.data import voc_palette
 from jaxseg.models import MODELS, create_model, scores_classes
 from jaxseg.runs import load_variables, model_from_config
 from jaxseg.weights import from_published, load_model, load_weights, published_arguments
+from jaxseg.weights.folder import read_json
 
 __all__ = ["Trained", "demand_classes", "load_trained"]
 
@@ -57,7 +57,7 @@ def _of_file(name: str, weights: pathlib.Path, classes: int | None, size: tuple[
 def _of_folder(name: str, weights: pathlib.Path, classes: int | None, size: tuple[int, int]) -> Trained:
     """The model that a converted checkpoint's folder, or a hub's, describes."""
     about = weights / DESCRIPTIONS[0]
-    if about.is_file() and (left_out := json.loads(about.read_text()).get("left_out")):
+    if about.is_file() and (left_out := read_json(about).get("left_out")):
         raise ValueError(f"{weights} has no trained head ({left_out}): `jaxseg train --weights {weights}` trains one")
     model, variables = load_model(weights)
     if name in MODELS and type(model) is not type(create_model(name, 1)):

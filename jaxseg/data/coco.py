@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import itertools
 import json
-import math
 import os
 import pathlib
 from typing import Any
@@ -16,6 +15,8 @@ from jaxseg.data.objects import clean_boxes, warn_left_out
 from jaxseg.data.source import DataError, Example, voc_palette
 
 __all__ = ["CocoSource", "coco"]
+
+MAX_PIXELS = 2**30  # of a picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,40 @@ def _area(annotation: dict[str, Any]) -> float:
     return float(annotation["bbox"][2] * annotation["bbox"][3] if area is None else area)
 
 
+def _counts(encoded: str | bytes) -> list[int]:
+    """The run lengths in COCO's compressed form: digits of five bits and, in the sixth, whether more follow."""
+    runs: list[int] = []
+    value = shift = 0
+    for c in encoded.encode() if isinstance(encoded, str) else encoded:
+        digit = c - 48
+        if not 0 <= digit < 64 or shift > 30:
+            raise ValueError("it is no run length encoding")
+        value |= (digit & 31) << shift
+        shift += 5
+        if digit < 32:
+            value -= (digit & 16) << (shift - 4)  # the sign
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("it is cut short")
+    return runs
+
+
+def _polygons(segmentation: list[Any], size: tuple[int, int]) -> list[Any]:
+    """The polygons of three points and more. Raises ValueError for one that pycocotools would not survive.
+
+    It follows the outlines in steps of a fifth of a pixel, in memory as they are long, and writes past the end for
+    coordinates beyond 32 bits.
+    """
+    kept = [p for p in segmentation if isinstance(p, list) and len(p) >= 6]
+    for polygon in kept:
+        points = np.array(polygon[: len(polygon) // 2 * 2], np.float64).reshape(-1, 2)
+        length = np.abs(np.diff(points, axis=0, append=points[:1])).max(1).sum()
+        if not length <= 4 * (size[0] + 1) * (size[1] + 1) or np.abs(points).max() > 1e6:
+            raise ValueError("a polygon leads far out of the picture, or around it without end")
+    return kept
+
+
 def _rle(segmentation: Any, size: tuple[int, int], where: str) -> dict[str, Any]:
     """Polygons, or run lengths compressed or not, as compressed run lengths. Raises DataError for what is neither."""
     from pycocotools import mask as coco_mask
@@ -94,15 +129,16 @@ def _rle(segmentation: Any, size: tuple[int, int], where: str) -> dict[str, Any]
     h, w = size
     try:
         if isinstance(segmentation, list):
-            return coco_mask.merge(coco_mask.frPyObjects([p for p in segmentation if len(p) >= 6], h, w))
+            return coco_mask.merge(coco_mask.frPyObjects(_polygons(segmentation, size), h, w))
         if tuple(segmentation["size"]) != size:
             raise DataError(f"{where}: run lengths of {tuple(segmentation['size'])} for an image of {size} (h, w)")
-        if isinstance(segmentation["counts"], list):
-            counts = segmentation["counts"]
-            if sum(counts) != h * w or min(counts) < 0:  # pycocotools would read memory that is nobody's
-                raise DataError(f"{where}: run lengths sum to {sum(counts)}, and {h} x {w} pixels are {h * w}")
-            return coco_mask.frPyObjects(segmentation, h, w)
-        return {"size": list(size), "counts": segmentation["counts"]}
+        encoded = segmentation["counts"]
+        counts = encoded if isinstance(encoded, list) else _counts(encoded)
+        if not all(type(n) is int for n in counts):
+            raise ValueError("run lengths are whole numbers")
+        if sum(counts) != h * w or min(counts, default=0) < 0:  # pycocotools would read memory that is nobody's
+            raise DataError(f"{where}: run lengths sum to {sum(counts)}, and {h} x {w} pixels are {h * w}")
+        return coco_mask.frPyObjects({"size": list(size), "counts": counts}, h, w)
     except DataError:
         raise
     except Exception as error:  # pycocotools raises plain Exceptions of its own
@@ -112,20 +148,23 @@ def _rle(segmentation: Any, size: tuple[int, int], where: str) -> dict[str, Any]
 def _has_mask(annotation: dict[str, Any]) -> bool:
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, list):
-        return any(len(polygon) >= 6 for polygon in segmentation)
+        return any(isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation)
     return isinstance(segmentation, dict) and "counts" in segmentation
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(path.read_bytes())  # in any of JSON's encodings
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; it should be COCO's JSON of instances") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a JSON file ({error})") from None
     missing = [k for k in ("images", "annotations", "categories") if not isinstance(tree, dict) or k not in tree]
     if missing:
         raise DataError(f"{path}: not COCO's JSON of instances: no {', '.join(missing)} in it")
+    other = [k for k in ("images", "annotations", "categories") if not isinstance(tree[k], list)]
+    if other:
+        raise DataError(f"{path}: not COCO's JSON of instances: {', '.join(other)} is no list")
     return tree
 
 
@@ -133,7 +172,7 @@ def _classes(path: pathlib.Path, categories: Any, contiguous: bool) -> tuple[dic
     """The class of each category id, and the names by class."""
     try:
         names = {int(c["id"]): str(c["name"]) for c in categories}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: a category has an id, a whole number, and a name ({error!r})") from None
     if contiguous:
         return {k: i for i, k in enumerate(sorted(names), 1)}, ("background", *(names[k] for k in sorted(names)))
@@ -144,7 +183,15 @@ def _classes(path: pathlib.Path, categories: Any, contiguous: bool) -> tuple[dic
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < 1e30  # not NaN; and finite in float32
+
+
+def _is_inside(folder: pathlib.Path, name: Any) -> bool:
+    """Whether it is the name of a file in the folder or below."""
+    if not isinstance(name, str) or "\0" in name or len(name) > 1000:
+        return False
+    root = os.path.abspath(folder)
+    return os.path.commonpath([root, os.path.abspath(folder / name)]) == root
 
 
 def _listed(path: pathlib.Path, folder: pathlib.Path, entries: Any, problems: list[str]) -> dict[int, dict[str, Any]]:
@@ -154,8 +201,14 @@ def _listed(path: pathlib.Path, folder: pathlib.Path, entries: Any, problems: li
         missing = [k for k in ("id", "file_name", "height", "width") if not isinstance(entry, dict) or k not in entry]
         if missing:
             problems.append(f"{path}: image number {place} of the list has no {', '.join(missing)}")
-        elif not all(isinstance(entry[k], int) for k in ("id", "height", "width")):
+        elif not all(type(entry[k]) is int for k in ("id", "height", "width")):
             problems.append(f"{path}: image {entry['id']}: id, height and width are whole numbers")
+        elif min(entry["height"], entry["width"]) < 1 or entry["height"] * entry["width"] > MAX_PIXELS:
+            problems.append(
+                f"{path}: image {entry['id']}: no picture is of {entry['height']} x {entry['width']} pixels"
+            )
+        elif not _is_inside(folder, entry["file_name"]):
+            problems.append(f"{path}: image {entry['id']}: {str(entry['file_name'])[:99]!r} names no file in {folder}")
         elif entry["id"] in listed:
             both = f"{listed[entry['id']]['file_name']} and {entry['file_name']}"
             problems.append(f"{path}: image id {entry['id']} is listed twice, for {both}")
@@ -172,13 +225,20 @@ def _wrong(annotation: Any, listed: Any, classes: Any) -> str | None:
     missing = [k for k in needed if not isinstance(annotation, dict) or k not in annotation]
     if missing:
         return f"has no {', '.join(missing)}"
+    ids = [annotation[k] for k in ("image_id", "category_id")]
+    if not all(isinstance(i, int | float) for i in ids):
+        return f"has image_id and category_id {ids}, which are whole numbers"
     if annotation["image_id"] not in listed:
         return f"is of image {annotation['image_id']}, which is not listed"
     if annotation["category_id"] not in classes:
         return f"has category {annotation['category_id']}, which is not listed"
     bbox = annotation["bbox"]
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
-        return f"has bbox {bbox}, which is not [x, y, width, height]"
+        return f"has bbox {str(bbox)[:99]}, which is not [x, y, width, height]"
+    if annotation.get("iscrowd", 0) not in (0, 1, None):
+        return f"has iscrowd {str(annotation['iscrowd'])[:99]}, which is 0 or 1"
+    if annotation.get("area") is not None and not _is_number(annotation["area"]):
+        return f"has area {str(annotation['area'])[:99]}, which is a number"
     return None
 
 

@@ -204,8 +204,11 @@ def _read_classes(path: pathlib.Path) -> tuple[tuple[str, ...] | None, np.ndarra
     """Names, and colours uint8 `[K, 3]` if every line ends in three numbers."""
     if not path.is_file():
         return None, None
-    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    coloured = [len(words) > 3 and all(w.isdecimal() for w in words[-3:]) for words in lines]
+    try:
+        lines = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not in UTF-8 ({error}); save it so") from None
+    coloured = [len(words) > 3 and all(w.isdecimal() and len(w) < 10 for w in words[-3:]) for words in lines]
     if not lines:
         raise DataError(f"{path}: no class; write one name a line")
     if not any(coloured):

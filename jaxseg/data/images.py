@@ -11,6 +11,8 @@ from jaxseg.data.source import DataError
 __all__ = ["IMAGE_SUFFIXES", "read_image", "read_mask"]
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
+# of what a file may be, whatever its name says: Pillow hands PostScript to Ghostscript, which runs it
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -63,7 +65,7 @@ def read_mask(
 
 def _open(path: pathlib.Path) -> Image.Image:
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=_FORMATS) as picture:
             picture.load()
             return ImageOps.exif_transpose(picture)
     except UnidentifiedImageError:

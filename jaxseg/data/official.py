@@ -6,8 +6,11 @@ that says what to download and where to put it. Nothing here touches the network
 
 import dataclasses
 import functools
+import io
 import os
 import pathlib
+import struct
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -44,6 +47,7 @@ CITYSCAPES_CLASSES = (
     ("motorcycle", 32, (0, 0, 230)),
     ("bicycle", 33, (119, 11, 32)),
 )
+MAT_BYTES = 2**26  # an annotation of SBD has a hundredth
 OUTSIDE = -1  # in a table: a label that the benchmark does not have
 
 
@@ -91,13 +95,31 @@ def _table(classes: Mapping[int, int], default: int = OUTSIDE) -> Int[np.ndarray
     return table
 
 
+def _demand_small(data: bytes) -> None:
+    """Raises ValueError where a MATLAB file's compressed parts expand beyond MAT_BYTES."""
+    order, at = ">" if data[126:128] == b"MI" else "<", 128
+    while at + 8 <= len(data):
+        kind, size = struct.unpack_from(f"{order}II", data, at)
+        if kind == 15:  # miCOMPRESSED
+            stream = zlib.decompressobj()
+            stream.decompress(data[at + 8 : at + 8 + size], MAT_BYTES)
+            if stream.unconsumed_tail:
+                raise ValueError(f"it expands beyond {MAT_BYTES} bytes")
+        at += 8 + size
+
+
 def _read_sbd(path: pathlib.Path) -> Int[np.ndarray, "h w"]:
     """The class map of an SBD annotation (`GTcls.Segmentation` of a MATLAB file)."""
     from scipy.io import loadmat
 
     try:
-        annotation = loadmat(path, squeeze_me=True, struct_as_record=False)["GTcls"]
-        return np.atleast_2d(annotation.Segmentation).astype(np.int32)
+        data = path.read_bytes()
+        _demand_small(data)
+        annotation = loadmat(io.BytesIO(data), squeeze_me=True, struct_as_record=False)["GTcls"]
+        labels = np.atleast_2d(annotation.Segmentation)
+        if labels.ndim != 2 or labels.dtype.kind not in "ui":
+            raise ValueError(f"its Segmentation is {labels.ndim}-dimensional, of {labels.dtype}")
+        return labels.astype(np.int32)
     except Exception as error:  # SciPy, zlib and struct raise many kinds for damaged files
         raise DataError(f"{path}: not a class annotation of SBD ({error})") from None
 

@@ -58,7 +58,7 @@ def _key(name: str) -> str:
 def _objects(path: pathlib.Path, classes: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     try:
         root = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError) as error:
+    except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:  # its encoding among them
         raise DataError(f"{path}: not an annotation of VOC ({error})") from None
     boxes, found, difficult = [], [], []
     for entry in root.iter("object"):

@@ -15,7 +15,7 @@ from jaxseg.models import create_model
 from jaxseg.models.adain_transfer import ENCODERS, AdaINTransfer
 from jaxseg.models.pspnet import POOLS
 from jaxseg.weights.files import read_weights
-from jaxseg.weights.folder import description, weights_file
+from jaxseg.weights.folder import describing, description, weights_file
 from jaxseg.weights.genforce import genforce_fields
 from jaxseg.weights.published import (
     GENERATION,
@@ -55,8 +55,9 @@ def load_model(folder: str | pathlib.Path) -> LoadedModel:
     described = description(folder)
     if described is None:
         raise FileNotFoundError(f"{folder} describes no model: it holds neither model.json nor config.json")
-    model = create_model(**described)
-    return LoadedModel(model, load_published(weights_file(folder), model).variables)
+    with describing(folder):
+        model = create_model(**described)
+        return LoadedModel(model, load_published(weights_file(folder), model).variables)
 
 
 def _jsonable(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +110,9 @@ def published_arguments(
     if path.is_dir():
         file, described = weights_file(path), dict(description(path) or {})
         theirs = described.pop("name", name)
-        if type(create_model(name, 1)) is not type(create_model(theirs, 1)):
+        with describing(path):
+            of_name = type(create_model(name, 1)) is type(create_model(theirs, 1))
+        if not of_name:
             raise WeightsMismatch(f"{path} is of {theirs}, not {name}; name that model")
         described.pop("num_classes", None)
         fields = described | fields

@@ -1,21 +1,27 @@
 """Folders of weights that say what model they are of: `jaxseg convert`'s, and the hub's of SMP."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
+from flax.errors import FlaxError
 
 from jaxseg.backbones import BACKBONES
 from jaxseg.models import create_model
 from jaxseg.weights.vgg import WeightsMismatch
 
-__all__ = ["demand_described", "description", "smp_model", "weights_file"]
+__all__ = ["demand_described", "describing", "description", "read_json", "smp_model", "weights_file"]
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+OPTIONS = (  # of SMP's that are read; others may be anything
+    *("_model_class", "encoder_name", "encoder_depth", "encoder_output_stride"),
+    *("decoder_", "psp_", "classes", "upsampling"),
+)
 CLASSES = {  # of SMP, and the names of ours on any of its encoders
     "Unet": "unet_resnet34",
     "PSPNet": "pspnet_smp_resnet34",
@@ -35,12 +41,41 @@ FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 
+LARGEST = 2**16  # number in a description: no model has as many classes, features or pixels on a side
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object; raises ValueError, naming the file, for anything else."""
+    try:
+        tree = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: no description of a model, which is a JSON object")
+    return tree
+
+
+def _is_plain(value: Any, depth: int = 2) -> bool:
+    if isinstance(value, list):
+        return depth > 0 and len(value) <= 32 and all(_is_plain(part, depth - 1) for part in value)
+    return isinstance(value, str | bool | None) or (type(value) in (int, float) and abs(value) <= LARGEST)
+
+
+def _demand_plain(where: Any, fields: Mapping[str, Any]) -> None:
+    for name, value in fields.items():
+        if not _is_plain(value):
+            raise WeightsMismatch(f"{where}: {name} is {str(value)[:80]}, which no model has")
+
+
 def smp_model(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `create_model` for what a `config.json` of segmentation-models-pytorch describes.
 
     Raises WeightsMismatch, naming it, for a class, an encoder or an option that no model here has.
     """
+    _demand_plain("config.json", {k: v for k, v in config.items() if k.startswith(OPTIONS)})
     kind, encoder = config.get("_model_class"), config.get("encoder_name", "resnet34")
+    if not isinstance(kind, str) or not isinstance(encoder, str):
+        raise WeightsMismatch(f"config.json names no class and encoder of SMP: {kind}, {encoder}")
     if kind not in CLASSES:
         raise WeightsMismatch(f"SMP's {kind} is not in the zoo; there are {', '.join(CLASSES)}")
     if encoder not in BACKBONES:
@@ -49,12 +84,12 @@ def smp_model(config: Mapping[str, Any]) -> dict[str, Any]:
         if option in config and config[option] not in values:
             raise WeightsMismatch(f"SMP's {kind} has {option}={config[option]!r}, and here it is {values[0]!r}")
     depth, default_depth = config.get("encoder_depth"), 3 if kind == "PSPNet" else 5
-    if kind != "PSPNet" and depth not in (None, default_depth):
-        raise WeightsMismatch(f"SMP's {kind} has encoder_depth={depth}, and here it is {default_depth}")
+    if depth not in ((None, 3, 4, 5) if kind == "PSPNet" else (None, default_depth)):
+        raise WeightsMismatch(f"SMP's {kind} has encoder_depth={depth!r}, and here it is {default_depth}")
     fields: dict[str, Any] = {"encoder" if kind in ("Unet", "PSPNet") else "backbone": encoder}
     stride = config.get("encoder_output_stride", 8 if kind == "DeepLabV3" else 16)
     if kind == "Unet":
-        fields["decoder_features"] = tuple(config.get("decoder_channels", (256, 128, 64, 32, 16)))
+        fields["decoder_features"] = _numbers(config, "decoder_channels", (256, 128, 64, 32, 16))
         fields["center"] = encoder.startswith("vgg")
         upsampling = None
     elif kind == "PSPNet":
@@ -62,7 +97,7 @@ def smp_model(config: Mapping[str, Any]) -> dict[str, Any]:
         fields |= {"features": config.get("psp_out_channels", 512), "dropout": config.get("psp_dropout", 0.2)}
     else:
         fields |= {"output_stride": stride, "features": config.get("decoder_channels", 256)}
-        fields["atrous_rates"] = tuple(config.get("decoder_atrous_rates", (12, 24, 36)))
+        fields["atrous_rates"] = _numbers(config, "decoder_atrous_rates", (12, 24, 36))
         fields["dropout"] = config.get("decoder_aspp_dropout", 0.5)
         separable, upsampling = kind == "DeepLabV3Plus", 4 if kind == "DeepLabV3Plus" else stride
         if config.get("decoder_aspp_separable", separable) != separable:
@@ -76,6 +111,13 @@ def smp_model(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": CLASSES[kind], "num_classes": config.get("classes", 1), **fields}
 
 
+def _numbers(config: Mapping[str, Any], option: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    value = config.get(option, default)
+    if not isinstance(value, list | tuple):
+        raise WeightsMismatch(f"config.json: {option} is {value!r}, which is a list of numbers")
+    return tuple(value)
+
+
 def weights_file(folder: pathlib.Path) -> pathlib.Path:
     """The file of weights in a folder; FileNotFoundError where there is none."""
     for name in WEIGHTS:
@@ -86,11 +128,26 @@ def weights_file(folder: pathlib.Path) -> pathlib.Path:
 
 def description(folder: pathlib.Path) -> dict[str, Any] | None:
     """Arguments of `create_model` for the model that a folder describes, or None where it describes none."""
-    if (folder / "model.json").is_file():
-        return json.loads((folder / "model.json").read_text())["model"]
+    path = folder / "model.json"
+    if path.is_file():
+        described = read_json(path).get("model")
+        if not isinstance(described, dict) or not isinstance(described.get("name"), str):
+            raise WeightsMismatch(f"{path} describes no model: it has no field model with a name")
+        _demand_plain(path, described)
+        return described
     if (folder / "config.json").is_file():
-        return smp_model(json.loads((folder / "config.json").read_text()))
+        return smp_model(read_json(folder / "config.json"))
     return None
+
+
+@contextlib.contextmanager
+def describing(folder: pathlib.Path) -> Iterator[None]:
+    """Whatever a model comes to that is made of wrong fields, as a WeightsMismatch that names the folder."""
+    try:
+        yield
+    except (TypeError, AttributeError, ArithmeticError, LookupError, AssertionError, FlaxError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise WeightsMismatch(f"{folder} describes no model that can be made: {reason}") from error
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -105,7 +162,8 @@ def demand_described(folder: pathlib.Path, model: nn.Module) -> None:
     described = description(folder)
     if described is None:
         return
-    other = create_model(**described)
+    with describing(folder):
+        other = create_model(**described)
     wanted = {k: v for k, v in described.items() if k not in ("name", "num_classes")}
     if type(other) is not type(model):
         raise WeightsMismatch(

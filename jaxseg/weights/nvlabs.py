@@ -5,8 +5,8 @@ stand-ins of its own for every class, runs no source, and takes the names and th
 """
 
 import io
+import math
 import pathlib
-import pickle
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,136 +17,146 @@ import numpy as np
 from jaxseg.models.progan import GrowingDiscriminator
 from jaxseg.models.stylegan import StyleGANGenerator
 from jaxseg.weights.genforce import from_genforce, to_genforce
-from jaxseg.weights.pth import UnsafePickle
+from jaxseg.weights.unpickle import Name, PlainUnpickler, UnsafePickle
 from jaxseg.weights.vgg import WeightsMismatch
 
 __all__ = ["from_nvlabs", "read_nvlabs", "to_nvlabs"]
 
 
-class _Standin:
-    """What stands for an object of any class: its state is kept, and nothing is called."""
+class _Object:
+    """An object of a class of numpy or dnnlib, as much of it as is read."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "_Standin":
-        return object.__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+    def set_state(self, reader: "_Unpickler", state: Any) -> None:
+        raise UnsafePickle("it sets the state of a class")
 
 
-class _Network(_Standin):
+class _Network(_Object):
     """A network: `state["variables"]` are its names and arrays."""
+
+    state: Any = None
+
+    def set_state(self, reader: "_Unpickler", state: Any) -> None:
+        self.state = state
 
 
 class _Dict(dict):
     """dnnlib's dict with attributes."""
 
-    def __setstate__(self, state: Any) -> None:
-        pass
 
-
-class _Dtype(_Standin):
+class _Dtype(_Object):
     """A NumPy dtype, of numbers only."""
 
-    name = ""
+    def __init__(self, name: str):
+        if not re.fullmatch(r"[fiub][1248]", name):
+            raise UnsafePickle(f"it holds an array of dtype {name[:20]}")
+        self.numpy = np.dtype(name)
 
-    def __new__(cls, name: Any = "", *rest: Any) -> "_Dtype":
-        made = object.__new__(cls)
-        made.name = name.decode() if isinstance(name, bytes) else str(name)
-        if not re.fullmatch(r"[fiub][1248]", made.name):
-            raise UnsafePickle(f"it holds an array of dtype {made.name[:20]}")
-        return made
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = state[1].decode() if isinstance(state[1], bytes) else state[1]
-
-    def numpy(self) -> np.dtype:
-        big = getattr(self, "order", "<") == ">"
-        return np.dtype(self.name).newbyteorder(">" if big else "<")
+    def set_state(self, reader: "_Unpickler", state: Any) -> None:
+        if state[1] in (">", b">"):
+            self.numpy = self.numpy.newbyteorder(">")
 
 
-class _Array(_Standin):
+class _Array(_Object):
     """A NumPy array, read from its bytes."""
 
     array = np.zeros(0)
 
-    def __setstate__(self, state: Any) -> None:
+    def set_state(self, reader: "_Unpickler", state: Any) -> None:
         _, shape, dtype, fortran, raw = state
         if not isinstance(dtype, _Dtype):
             raise UnsafePickle("it holds an array without a dtype")
-        raw = raw.encode("latin1") if isinstance(raw, str) else raw
-        flat = np.frombuffer(raw, dtype.numpy())
-        if flat.size != int(np.prod(shape, dtype=np.int64)):
-            raise ValueError(f"an array of shape {shape} has {flat.size} elements")
+        flat = np.frombuffer(_encode(reader, raw), dtype.numpy)
+        if flat.size != math.prod(shape):
+            raise ValueError(f"an array of shape {shape[:8]} has {flat.size} elements")
         self.array = flat.reshape(shape, order="F" if fortran else "C")
 
 
-def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
+def _dtype(reader: "_Unpickler", name: Any, *rest: Any) -> _Dtype:
+    return _Dtype(_encode(reader, name).decode())
+
+
+def _reconstruct(reader: "_Unpickler", kind: Any, shape: Any, code: Any) -> _Array:
     return _Array()
 
 
-def _scalar(dtype: Any, raw: Any = b"") -> Any:
+def _scalar(reader: "_Unpickler", dtype: Any, raw: Any = b"") -> Any:
     if not isinstance(dtype, _Dtype):
         raise UnsafePickle("it holds a number without a dtype")
-    return np.frombuffer(raw.encode("latin1") if isinstance(raw, str) else raw, dtype.numpy())[0]
+    return np.frombuffer(_encode(reader, raw), dtype.numpy)[0]
 
 
-def _new(kind: Any, base: Any = object, state: Any = None) -> Any:
-    if not (isinstance(kind, type) and issubclass(kind, _Standin | _Dict)):
+def _new(reader: "_Unpickler", kind: Any = None, *rest: Any) -> Any:
+    if kind not in _CLASSES:
         raise UnsafePickle("it makes an object of an unknown class")
-    return kind()
+    return kind.value(reader)
 
 
-def _encode(text: str, encoding: str = "latin1") -> bytes:
+def _encode(reader: "_Unpickler", text: Any, encoding: str = "latin1") -> bytes:
+    """The bytes of what Python 2 called a string."""
+    if isinstance(text, bytes):
+        return text
+    reader.take(len(text))
     return text.encode("latin1")
 
 
-_NUMPY = {"_reconstruct": _reconstruct, "scalar": _scalar, "ndarray": _Array, "dtype": _Dtype}
+_ARRAY, _NETWORK, _EASY_DICT, _OBJECT = (
+    Name(lambda reader, *_: _Array()),
+    Name(lambda reader, *_: _Network()),
+    Name(lambda reader, *_: _Dict()),
+    Name(None),
+)
+_CLASSES = (_NETWORK, _EASY_DICT)
+_NUMPY = {"_reconstruct": Name(_reconstruct), "scalar": Name(_scalar), "ndarray": _ARRAY, "dtype": Name(_dtype)}
 _PLAIN = {
-    ("collections", "OrderedDict"): dict,
-    ("copy_reg", "_reconstructor"): _new,
-    ("copyreg", "_reconstructor"): _new,
-    ("_codecs", "encode"): _encode,
-    ("__builtin__", "object"): object,
-    ("builtins", "object"): object,
+    ("collections", "OrderedDict"): Name(lambda reader: {}),
+    ("copy_reg", "_reconstructor"): Name(_new),
+    ("copyreg", "_reconstructor"): Name(_new),
+    ("_codecs", "encode"): Name(_encode),
+    ("__builtin__", "object"): _OBJECT,
+    ("builtins", "object"): _OBJECT,
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
+class _Unpickler(PlainUnpickler):
+    OPCODES = PlainUnpickler.OPCODES | {"NEWOBJ"}
+
+    def find_class(self, module: str, name: str) -> Name:
         if (module, name) in _PLAIN:
             return _PLAIN[module, name]
         if module.split(".")[0] == "numpy" and name in _NUMPY:
             return _NUMPY[name]
-        if name == "EasyDict":
-            return _Dict
-        if name == "Network":
-            return _Network
-        raise UnsafePickle(f"it asks for {module}.{name}")
+        if name in ("EasyDict", "Network"):
+            return _EASY_DICT if name == "EasyDict" else _NETWORK
+        return super().find_class(module, name)
 
-    def persistent_load(self, pid: Any) -> Any:
-        raise UnsafePickle(f"it asks for the persistent object {str(pid)[:80]}")
+    def build(self, made: Any, state: Any) -> None:
+        if isinstance(made, _Object):
+            made.set_state(self, state)
+        elif not isinstance(made, dict):
+            super().build(made, state)
+
+    def make(self, kind: Any, arguments: Any) -> Any:
+        return _new(self, kind)
 
 
 def _networks(tree: Any) -> list[_Network]:
-    if isinstance(tree, _Network):
-        return [tree]
-    return [n for part in tree for n in _networks(part)] if isinstance(tree, tuple | list) else []
+    """Those of a tuple or list, or of one that holds it alone."""
+    parts = tree if isinstance(tree, tuple | list) else [tree]
+    return [part for part in parts if isinstance(part, _Network)]
 
 
 def _variables(network: _Network) -> dict[str, np.ndarray]:
     """A network's own variables and those of its components, whose names do not meet."""
-    state = getattr(network, "state", None)
-    if not isinstance(state, dict):
+    if not isinstance(network.state, dict):
         raise ValueError("a network has no state")
     found: dict[str, np.ndarray] = {}
-    components = state.get("components", {})
-    for part in components.values() if isinstance(components, dict) else ():
-        found |= _variables(part) if isinstance(part, _Network) else {}
-    for name, value in state.get("variables", ()):
-        found[str(name).removesuffix(":0")] = value.array if isinstance(value, _Array) else np.asarray(value)
+    components = network.state.get("components", {})
+    parts = [p for p in components.values() if isinstance(p, _Network)] if isinstance(components, dict) else []
+    for state in (*(part.state for part in parts), network.state):
+        for name, value in state.get("variables", ()) if isinstance(state, dict) else ():
+            if not isinstance(name, str) or not isinstance(value, _Array | np.number | int | float):
+                raise ValueError("a variable is no array, or has no name")
+            found[name.removesuffix(":0")] = value.array if isinstance(value, _Array) else np.asarray(value)
     return found
 
 
@@ -158,7 +168,8 @@ def read_nvlabs(path: str | pathlib.Path) -> tuple[dict[str, np.ndarray], ...]:
     """
     path = pathlib.Path(path)
     try:
-        networks = _networks(_Unpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load())
+        data = path.read_bytes()
+        networks = _networks(_Unpickler(io.BytesIO(data), len(data), encoding="latin1").load())
         found = tuple(_variables(network) for network in networks)
     except UnsafePickle as error:
         raise UnsafePickle(f"{path} is not loaded: {error}, and only networks, numbers and arrays are read") from error

@@ -6,10 +6,9 @@ and then the storages. A pickle is a program: this reader runs none of it but te
 
 import collections
 import io
+import math
 import mmap
 import pathlib
-import pickle
-import pickletools
 import sys
 import zipfile
 from collections.abc import Callable
@@ -17,6 +16,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from jaxseg.weights.unpickle import Name, PlainUnpickler, UnsafePickle, is_key
 
 __all__ = ["UnsafePickle", "read_pth"]
 
@@ -57,142 +58,111 @@ STORAGES = {
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
 }
-# Everything that a state_dict needs. NEWOBJ, INST, OBJ and EXT, which also call things, are not among them.
-OPCODES = frozenset(
-    """
-    PROTO FRAME STOP MARK POP POP_MARK GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID NONE NEWTRUE NEWFALSE
-    INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
-    BINBYTES SHORT_BINBYTES EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT
-    DICT SETITEM SETITEMS BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET PUT GET DUP
-    """.split()  # noqa: SIM905
-)
+EXPANDED = 2**26  # bytes that a tensor may have beyond its storage, by strides of 0
 
 
-class UnsafePickle(ValueError):
-    """The file asks for something that is neither a tensor nor a plain container; nothing of it was run."""
-
-
-class _Sealed:
-    """What stands for a name or a tensor while a pickle is read: nothing in a pickle can change it."""
-
-    __slots__ = ("value",)
-    value: Any
-
-    def __init__(self, value: Any):
-        object.__setattr__(self, "value", value)
-
-    def __setattr__(self, name, value):
-        raise UnsafePickle(f"it sets the attribute {name}")
-
-    def __setstate__(self, state):
-        raise UnsafePickle("it sets the state of a tensor or a function")
-
-
-class _Dtype(_Sealed):
+class _Dtype(Name):
     """value: NumPy dtype. Stands for torch.float32 and for torch.FloatStorage."""
 
 
-class _Storage(_Sealed):
+class _Storage(Name):
     """value: (dtype, key, numel)."""
 
 
-class _Tensor(_Sealed):
+class _Tensor(Name):
     """value: (storage, dtype, offset, size, stride), the last three in elements."""
 
 
-class _Call(_Sealed):
-    """value: one of the functions below."""
+def _shape(size: Any) -> tuple[int, ...]:
+    if not isinstance(size, tuple | list) or len(size) > 64 or not all(type(n) is int and 0 <= n < 2**48 for n in size):
+        raise ValueError("a tensor has an impossible size, stride or offset")
+    return tuple(size)
 
-    def __call__(self, *args):
-        return self.value(*args)
 
-
-def _tensor(storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None, *, dtype=None):
+def _tensor(reader, storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None, *, dtype=None):
     if not isinstance(storage, _Storage) or not isinstance(dtype, _Dtype | None) or metadata:
         raise UnsafePickle("it holds a tensor of an unknown kind")
-    size, stride = tuple(size), tuple(stride)
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
-        raise ValueError(f"a tensor has the impossible size {size}, stride {stride}, offset {offset}")
+    size, stride, (offset,) = _shape(size), _shape(stride), _shape((offset,))
+    if len(size) != len(stride):
+        raise ValueError(f"a tensor has the impossible size {size} with stride {stride}")
     return _Tensor((storage, dtype.value if dtype else storage.value[0], offset, size, stride))
 
 
-def _tensor_v3(storage, offset, size, stride, requires_grad, hooks, dtype, metadata=None):
-    return _tensor(storage, offset, size, stride, metadata=metadata, dtype=dtype)
+def _tensor_v3(reader, storage, offset, size, stride, requires_grad, hooks, dtype, metadata=None):
+    return _tensor(reader, storage, offset, size, stride, metadata=metadata, dtype=dtype)
 
 
-def _parameter(data, requires_grad=True, hooks=None):
+def _parameter(reader, data, requires_grad=True, hooks=None):
     if not isinstance(data, _Tensor):
         raise UnsafePickle("it holds a parameter that is no tensor")
     return data
 
 
-GLOBALS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
-    ("torch._utils", "_rebuild_tensor_v3"): _Call(_tensor_v3),
-    ("torch._utils", "_rebuild_parameter"): _Call(_parameter),
+def _ordered(reader, items=()):
+    """Python 2 wrote the items as an argument, `[[key, value], ...]`."""
+    reader.take(len(items))
+    made = collections.OrderedDict(items)
+    if not all(map(is_key, made)):
+        raise UnsafePickle("it holds a dict whose keys are neither strings nor numbers")
+    return made
+
+
+GLOBALS: dict[tuple[str, str], Name] = {
+    ("collections", "OrderedDict"): Name(_ordered),
+    ("torch", "Size"): Name(lambda reader, size: _shape(size)),
+    ("torch._utils", "_rebuild_tensor_v2"): Name(_tensor),
+    ("torch._utils", "_rebuild_tensor_v3"): Name(_tensor_v3),
+    ("torch._utils", "_rebuild_parameter"): Name(_parameter),
     ("torch.storage", "UntypedStorage"): _Dtype(np.dtype(np.uint8)),
     **{("torch", name): _Dtype(DTYPES[dtype]) for name, dtype in STORAGES.items()},
     **{("torch", name): _Dtype(dtype) for name, dtype in DTYPES.items()},
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(PlainUnpickler):
     """Reads a tree in which sealed objects stand for tensors, and notes the storages that these need."""
 
-    def __init__(self, data: bytes):
-        super().__init__(io.BytesIO(data))
+    def __init__(self, file: Any, size: int):
+        super().__init__(file, size)  # Python 2's strings as torch.load takes them
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module, name):
-        if (module, name) not in GLOBALS:
-            raise UnsafePickle(f"it asks for {module}.{name}")
-        return GLOBALS[module, name]
+        return GLOBALS[module, name] if (module, name) in GLOBALS else super().find_class(module, name)
+
+    def build(self, made, state):
+        if not isinstance(made, collections.OrderedDict):  # whose state is a state_dict's _metadata: of no use
+            super().build(made, state)
 
     def persistent_load(self, pid):
         fields = pid[:5] if isinstance(pid, tuple) and len(pid) >= 5 else (None,) * 5
         kind, dtype, key, _, numel = fields
         known = kind == "storage" and isinstance(dtype, _Dtype) and type(key) is str and type(numel) is int
         if not known or numel < 0:
-            raise UnsafePickle(f"it asks for the persistent object {str(pid)[:80]}")
-        if pid[5:] not in ((), (None,)):
-            raise ValueError(f"storage {key} is a view, which only PyTorch before 0.4 wrote")
+            raise UnsafePickle("it asks for a persistent object that is no storage")
+        if len(pid) > 6 or pid[5:] not in ((), (None,)):
+            raise ValueError(f"storage {key[:20]} is a view, which only PyTorch before 0.4 wrote")
         storage = _Storage((dtype.value, key, numel))
         if self.storages.setdefault(key, storage).value != storage.value:
-            raise ValueError(f"storage {key} has two sizes or dtypes")
+            raise ValueError(f"storage {key[:20]} has two sizes or dtypes")
         return storage
-
-
-def _scan(stream: Any, size: int) -> None:
-    """Moves `stream` over one pickle, none of whose opcodes does more than a state_dict needs."""
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name not in OPCODES:
-            raise UnsafePickle(f"it uses the opcode {opcode.name}")
-        # The C unpickler allocates as many places as the largest index says.
-        if "PUT" in opcode.name and int(str(argument)) > size:
-            raise ValueError(f"it memoises place {argument} of {size} bytes")
 
 
 def _resolve(tree: Any, read: Callable[[str, int], memoryview], order: str, done: dict[int, Any]) -> Any:
     """`tree` with NumPy arrays in place of tensors."""
     if id(tree) in done:
-        if done[id(tree)] is _Sealed:
+        if done[id(tree)] is Name:
             raise ValueError("a container holds itself")
         return done[id(tree)]
-    done[id(tree)] = _Sealed  # until its parts are resolved
+    done[id(tree)] = Name  # until its parts are resolved
     result = tree
     if isinstance(tree, _Tensor):
         result = _array(tree, read, order)
     elif isinstance(tree, dict):
-        if not all(isinstance(key, str | int | float | bool | bytes | None) for key in tree):
-            raise UnsafePickle("it holds a dict whose keys are neither strings nor numbers")
         result = {key: _resolve(value, read, order, done) for key, value in tree.items()}
     elif isinstance(tree, list | tuple):
         result = type(tree)([_resolve(value, read, order, done) for value in tree])
     elif not isinstance(tree, str | int | float | bool | bytes | None):
-        raise UnsafePickle(f"it holds a {type(tree).__name__}")
+        raise UnsafePickle("it holds a function or a dtype")
     done[id(tree)] = result
     return result
 
@@ -207,6 +177,8 @@ def _array(tensor: _Tensor, read: Callable[[str, int], memoryview], order: str) 
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if last >= count:
         raise ValueError(f"a tensor of size {size} reaches element {last} of a storage of {count}")
+    if math.prod(size) > count and math.prod(size) * dtype.itemsize > EXPANDED:  # somebody will want it whole
+        raise ValueError(f"a tensor of size {size} repeats a storage of {count}")
     raw = np.frombuffer(read(key, numel * stored.itemsize), np.uint8, count * dtype.itemsize)
     if order != sys.byteorder and dtype.itemsize > 1:
         raw = raw.view(dtype).byteswap().view(np.uint8)
@@ -231,9 +203,10 @@ def _read_zip(path: pathlib.Path) -> Any:
         for info in archive.infolist():  # zipfile allocates what an entry claims before it reads
             if max(info.file_size, info.compress_size) > held:
                 raise ValueError(f"{info.filename} claims {info.file_size} bytes in a file of {held}")
+        if sum(info.file_size for info in archive.infolist()) > held:
+            raise ValueError("its entries overlap")
         order = archive.read(f"{folder}byteorder").decode() if f"{folder}byteorder" in names else "little"
         data = archive.read(pickles[0])
-        _scan(io.BytesIO(data), len(data))
         storages: dict[str, bytes] = {}
 
         def read(key: str, size: int) -> memoryview:
@@ -247,25 +220,23 @@ def _read_zip(path: pathlib.Path) -> Any:
                 storages[key] = archive.read(name)
             return memoryview(storages[key])[:size]
 
-        return _resolve(_Unpickler(data).load(), read, order, {})
+        return _resolve(_Unpickler(io.BytesIO(data), len(data)).load(), read, order, {})
 
 
 def _read_legacy(path: pathlib.Path) -> Any:
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    loaders: list[_Unpickler] = []
-    for part in ("magic number", "protocol version", "system", "tree", "storage keys"):
-        start = data.tell()
-        if part == "protocol version" and loaders[0].load() != LEGACY_MAGIC:
-            raise ValueError("it does not start with torch.save's magic number")
-        _scan(data, len(data))
-        loaders.append(_Unpickler(data[start : data.tell()]))
-    system, tree, keys = (loader.load() for loader in loaders[2:])
+    if data[:1] != b"\x80" or _Unpickler(data, len(data)).load() != LEGACY_MAGIC:
+        raise ValueError("it does not start with torch.save's magic number")
+    _version, system = (_Unpickler(data, len(data)).load() for _ in range(2))
+    reader = _Unpickler(data, len(data))
+    tree = reader.load()
+    keys = _Unpickler(data, len(data)).load()
     order = "little" if system["little_endian"] else "big"
     position = data.tell()
     places: dict[str, tuple[int, int]] = {}
     for key in keys:
-        dtype, _, numel = loaders[3].storages[key].value
+        dtype, _, numel = reader.storages[key].value
         size = numel * dtype.itemsize
         stored = int.from_bytes(data[position : position + 8], order)  # type: ignore[arg-type]
         if stored != numel or position + 8 + size > len(data):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from models.test_generation import case
+from weights.test_pth import laughing_tuple
 
 from jaxseg.weights import UnsafePickle, WeightsMismatch, from_nvlabs, read_nvlabs, to_nvlabs
 
@@ -99,6 +100,22 @@ def test_files_that_are_not_whole(dnnlib, tmp_path):
     path.write_bytes(pickle.dumps([1, 2]))
     with pytest.raises(ValueError, match="holds no network"):
         read_nvlabs(path)
+
+
+def test_bombs_are_refused(tmp_path):
+    path = tmp_path / "bomb.pkl"
+    network = b"\x80\x02cdnnlib.tflib.network\nNetwork\n)\x81}X\x09\0\0\0variables]"
+    for pickled in (
+        b"\x80\x02" + laughing_tuple() + b".",
+        network + laughing_tuple() + b"K\1\x86asb.",  # a name
+        network + b"X\1\0\0\0a" + laughing_tuple() + b"\x86asb.",  # a value
+        b"\x80\x02Nr\xff\xff\xff\x7f.",  # the place 2**31 - 1
+        b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b".",
+        b"\x80\x02(U\xc8" + 200 * b"x" + b"q\0" + 200 * b"c_codecs\nencode\nh\0\x85R" + b"t.",
+    ):
+        path.write_bytes(pickled)
+        with pytest.raises(ValueError, match=r"bomb\.pkl"):
+            read_nvlabs(path)
 
 
 def test_what_is_missing_is_named():
