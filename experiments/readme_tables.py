@@ -87,8 +87,12 @@ def spatial() -> str:
 
 
 def generation() -> str:
-    """Sliced Wasserstein distances of two runs on faces after each resolution, and how often classes are as asked."""
-    names = {"progan_faces": "ProGAN, unconditional", "stylegan_faces": "StyleGAN, conditional on 8 classes"}
+    """Sliced Wasserstein distances of runs on faces after each resolution, and how often classes are as asked."""
+    names = {
+        "progan_faces": "ProGAN, unconditional",
+        "stylegan_faces/unconditional": "StyleGAN, unconditional",
+        "stylegan_faces": "StyleGAN, conditional on 8 classes",
+    }
     rows = []
     for folder, what in names.items():
         found = _read(f"{folder}/results.json")
