@@ -163,7 +163,7 @@ def test_a_kernels_peer_computes_the_same(name):
     assert peer.keys() == {"forward", "train"} if bench.KERNELS[name].has_gradient else {"forward"}
     mine, theirs = ours.calls["forward"]["jaxseg"](), peer["forward"]()
     if name == "nms":
-        for kept, valid, indices in zip(mine.index, mine.valid, theirs, strict=True):
+        for kept, valid, indices in zip(mine.indices, mine.valid, theirs, strict=True):
             np.testing.assert_array_equal(np.asarray(kept)[np.asarray(valid)], indices)
     elif name == "kmeans":
         np.testing.assert_allclose(mine.inertia, theirs.inertia_, rtol=1e-4)
