@@ -199,6 +199,26 @@ def test_a_zoo_is_compiled_a_model_at_a_time_and_goes_on(tmp_path, monkeypatch, 
     assert (tmp_path / "lowered.md").read_text().strip() == table.strip()
 
 
+@pytest.mark.parametrize("command", ["compile", "bench"])
+@pytest.mark.parametrize("option", ["--batch", "--classes"])
+@pytest.mark.parametrize("value", ["0", "-8"])
+def test_no_images_and_no_classes_are_a_mistake(command, option, value, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "unet_small", "--size", "16x16", option, value])
+    assert ended.value.code == 2
+    assert f"{option} is at least 1, got {value}" in capsys.readouterr().err
+
+
+def test_a_file_of_something_else_is_not_written_over(tmp_path, capsys):
+    for text in ("{", "[]", '{"rows": 3}', '{"rows": [1]}'):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(SystemExit) as ended:
+            main(["compile", "unet_small", "--lower", "cpu", "--size", "16x16", "--out", str(tmp_path / "other.json")])
+        assert ended.value.code == 2
+        assert "other.json holds no rows of `jaxseg compile`" in capsys.readouterr().err
+        assert (tmp_path / "other.json").read_text() == text
+
+
 def test_what_does_not_fit_is_tried_at_half_the_batch(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli_compile, "MODELS", {"unet_small": jaxseg.MODELS["unet_small"]})
     monkeypatch.setattr(cli_compile.parallel, "topology_devices", lambda name: jax.devices())

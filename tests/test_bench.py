@@ -145,7 +145,10 @@ def test_a_training_step_trains(fields):
 SMALL = bench.Setting(size=(32, 32), batch=2, classes=3, rounds=1, threads=1)
 
 
-@pytest.mark.parametrize("name", bench.KERNELS)
+SLOW = pytest.param("ncut_eigenpairs", marks=pytest.mark.parity)  # to compile
+
+
+@pytest.mark.parametrize("name", [SLOW if name == "ncut_eigenpairs" else name for name in bench.KERNELS])
 def test_every_kernel_is_measured(name):
     ours = bench.subject(name, SMALL)
     rows = bench.measure(ours, 1e9)
@@ -163,7 +166,7 @@ def test_a_kernels_peer_computes_the_same(name):
     assert peer.keys() == {"forward", "train"} if bench.KERNELS[name].has_gradient else {"forward"}
     mine, theirs = ours.calls["forward"]["jaxseg"](), peer["forward"]()
     if name == "nms":
-        for kept, valid, indices in zip(mine.index, mine.valid, theirs, strict=True):
+        for kept, valid, indices in zip(mine.indices, mine.valid, theirs, strict=True):
             np.testing.assert_array_equal(np.asarray(kept)[np.asarray(valid)], indices)
     elif name == "kmeans":
         np.testing.assert_allclose(mine.inertia, theirs.inertia_, rtol=1e-4)

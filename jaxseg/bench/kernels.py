@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
 
 
 def _boxes(rng: np.random.Generator, n: int, size: tuple[int, int]) -> np.ndarray:
-    corners = rng.uniform(0, 0.8, (n, BOXES, 2)) * size[::-1]
+    corners = rng.uniform(0, 0.7, (n, BOXES, 2)) * size[::-1]
     sides = rng.uniform(min(8, 0.1 * min(size)), 0.2 * min(size), (n, BOXES, 2))
     return np.concatenate([corners, corners + sides], -1).astype(np.float32)
 

@@ -22,6 +22,7 @@ __all__ = [
     "bar",
     "checked",
     "class_share",
+    "demand_positive",
     "describe",
     "evaluation_split",
     "mesh_axes",
@@ -124,6 +125,13 @@ def placement_of(kind: str, shard: str) -> parallel.Placement:
             raise ValueError("--shard belongs to --parallel jit; pmap is data-parallel over all devices")
         return parallel.over_pmap()
     return parallel.over_mesh(parallel.make_mesh(**mesh_axes(shard)))
+
+
+def demand_positive(**options: int | None) -> None:
+    """Raises ValueError for the first option that is given and below 1."""
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is at least 1, got {value}")
 
 
 def mesh_axes(shard: str) -> dict[str, Any]:

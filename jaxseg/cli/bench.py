@@ -13,7 +13,7 @@ import tyro
 
 from jaxseg import bench
 from jaxseg.bench.measure import Peers, Task, threads_of
-from jaxseg.cli.arguments import Size, nearest_model
+from jaxseg.cli.arguments import Size, demand_positive, nearest_model
 from jaxseg.models import MODELS
 
 __all__ = ["Bench", "bench_command"]
@@ -130,6 +130,7 @@ def bench_command(config: Annotated[Bench, tyro.conf.arg(name="")]) -> int:
         rows = _read(config.table)
         print("\n".join(table(rows) for table in (bench.zoo_table, bench.ratio_table)))
         return 0
+    demand_positive(batch=config.batch, classes=config.classes, rounds=config.rounds, threads=config.threads or None)
     names = [*(MODELS if config.all else ()), *(bench.KERNELS if config.kernels else ()), *config.models]
     if not names or (config.all and config.models):
         raise ValueError("name models, or --all, or --kernels; or give --compare A.json B.json, or --table FILE.json")

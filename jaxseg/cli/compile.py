@@ -19,7 +19,7 @@ from rich.table import Table
 
 from jaxseg import aot, parallel
 from jaxseg.bench.tables import markdown
-from jaxseg.cli.arguments import Size, mesh_axes, nearest_model
+from jaxseg.cli.arguments import Size, demand_positive, mesh_axes, nearest_model
 from jaxseg.models import MODELS
 from jaxseg.programs import is_trained_alone, sized_model
 
@@ -212,7 +212,11 @@ def _kept(path: pathlib.Path | None) -> dict[str, dict[str, Any]]:
     """The rows of a file by what they are of."""
     if path is None or not path.exists():
         return {}
-    return {_key(row): row for row in json.loads(path.read_text())["rows"]}
+    try:
+        rows = json.loads(path.read_bytes())["rows"]
+        return {_key(row): row for row in rows}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{path} holds no rows of `jaxseg compile`; choose another --out") from None
 
 
 def _merge(path: pathlib.Path, row: dict[str, Any]) -> None:
@@ -245,12 +249,14 @@ def compile_command(config: Annotated[Compile, tyro.conf.arg(name="")]) -> int:
 
     With --lower cuda the programs are lowered for GPUs instead. The exit code is 1 where one does not compile or fit.
     """
+    demand_positive(batch=config.batch, classes=config.classes)
     if config.all == (config.model is not None):
         raise ValueError("name one model, or --all")
     if config.model is not None and config.model not in MODELS:
         raise ValueError(f'no model "{config.model}"; did you mean "{nearest_model(config.model)}"?')
     if config.topology.split(":")[0] not in aot.CHIPS:
         raise ValueError(f"no figures for the chip of {config.topology}; there are {', '.join(aot.CHIPS)}")
+    _kept(config.out)  # before a program is compiled that could not be kept
     programs = [what for what in ("train", "apply") if getattr(config, what)] or ["train"]
     failed = []
     rows: list[dict[str, Any]] = []

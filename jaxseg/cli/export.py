@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import tyro
 
-from jaxseg.cli.arguments import Size
+from jaxseg.cli.arguments import Size, demand_positive
 from jaxseg.cli.detect import load_detector
 from jaxseg.cli.trained import load_trained
 from jaxseg.export import PLATFORMS, export_onnx, export_stablehlo, forward, run_artifact
@@ -46,7 +46,10 @@ def _difference(written: np.ndarray, ours: np.ndarray) -> float:
 
 
 def _example(model: Any, n: int, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """Noise of the images' size, or of what the model takes instead; a detector is told that the lower quarter is padding, and where to look."""
+    """Noise of the images' size, or of what the model takes instead.
+
+    A detector is told that the lower quarter is padding, and where to look.
+    """
     rng = np.random.default_rng(0)
     images = rng.standard_normal((n, *size, 3), np.float32)
     if not hasattr(model, "detect_boxes"):
@@ -66,6 +69,7 @@ def _example(model: Any, n: int, size: tuple[int, int]) -> tuple[np.ndarray, ...
 
 def export_command(config: Annotated[Export, tyro.conf.arg(name="")]) -> int:
     """Export a model with its weights, and check what was written."""
+    demand_positive(batch=config.batch)
     if config.model in DETECTORS and config.weights is not None and config.weights.is_file():
         model, variables = load_detector(config.model, config.weights, config.classes)
         if config.size is None:

@@ -5,6 +5,7 @@ JAXSEG_FUZZ=20000 python -m pytest tests/weights/test_fuzz.py     # as many exam
 
 import io
 import os
+import pickle
 import struct
 import tracemalloc
 import zipfile
@@ -18,7 +19,7 @@ from safetensors.numpy import save
 from weights.test_pth import dumps, some_tree, write_legacy, write_zip
 
 from jaxseg.data import read_image, read_mask
-from jaxseg.weights import read_weights
+from jaxseg.weights import read_nvlabs, read_weights
 
 EXAMPLES = int(os.environ.get("JAXSEG_FUZZ", "100"))
 MEMORY = 16e6  # bytes; the files are of a few kB
@@ -53,6 +54,13 @@ def changed(data, changes):
     return bytes(data)
 
 
+class Network:
+    """By its name what NVlabs' pickles hold."""
+
+    def __init__(self, **state):
+        self.__dict__.update(state)
+
+
 def written(suffix, tmp_path):
     path = tmp_path / "seed"
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -70,6 +78,9 @@ def written(suffix, tmp_path):
         case ".npz":
             with path.open("wb") as file:
                 np.savez_compressed(file, a=array, b=array[0])
+        case ".pkl":
+            part = Network(components={}, variables=[("a", array), ("b", array[0].astype(np.float64))])
+            path.write_bytes(pickle.dumps((Network(components={"synthesis": part}, variables=[("c", 1.5)]), part), 2))
         case _:
             stream = io.BytesIO()
             Image.fromarray((array * 20).astype(np.uint8)).resize((40, 30)).save(stream, suffix[1:].upper())
@@ -79,8 +90,16 @@ def written(suffix, tmp_path):
 
 READERS = {
     **dict.fromkeys((".pth", ".deflated.pth", ".legacy.pth", ".safetensors", ".npz"), read_weights),
+    ".pkl": read_nvlabs,
     **dict.fromkeys((".png", ".jpeg", ".bmp", ".tiff", ".webp", ".gif"), read_image),
 }
+
+
+def test_the_unchanged_pickle_is_read(tmp_path):
+    (tmp_path / "n.pkl").write_bytes(written(".pkl", tmp_path))
+    first, second = read_nvlabs(tmp_path / "n.pkl")
+    assert set(first) == {"a", "b", "c"}
+    np.testing.assert_array_equal(second["a"], np.arange(12).reshape(3, 4))
 
 
 @pytest.mark.parametrize("suffix", READERS)
