@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 __all__ = ["conv3x3"]
 
 LEAST_PIXELS = 512  # below, transforming the kernel takes what the products save
+MOST_PIXELS = 2**13  # of an image; above, its tiles, four times its size, are worth more than the time they save
 
 
 def _tiles(x: Array, axis: int) -> list[Array]:
@@ -73,6 +74,6 @@ def conv3x3(
         return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
 
     known = all(isinstance(n, int) for n in x.shape)  # jax.export may leave a size open
-    if not known or x.shape[0] * x.shape[1] * x.shape[2] < LEAST_PIXELS:
+    if not known or x.shape[0] * x.shape[1] * x.shape[2] < LEAST_PIXELS or x.shape[1] * x.shape[2] > MOST_PIXELS:
         return by_xla(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=_winograd, default=by_xla)
