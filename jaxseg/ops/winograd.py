@@ -60,7 +60,7 @@ def conv3x3(
 
     On CPU by Winograd's F(2x2, 3x3) (Lavin and Gray 2016, section 4.1), whose results differ by some 4e-6 of
     their order: 2048 to 512 channels on 32x32 pixels take 155 ms (PyTorch 198, jax 0.10.2, one core), and XLA's
-    convolution 242. Raises ValueError for strides, another border, holes or groups.
+    convolution 242. Not on images beyond MOST_PIXELS. Raises ValueError for strides, another border, holes or groups.
     """
     holes, groups = options.get("rhs_dilation") or (1, 1), options.get("feature_group_count", 1)
     if set(window_strides) | set(holes) | {groups} != {1} or any(tuple(ends) != (1, 1) for ends in padding):
