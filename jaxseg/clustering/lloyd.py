@@ -153,7 +153,8 @@ def _own_distances(
     d = centroids.shape[1]
     labels = nearest(rows[:, :d], centroids)
     own = [centroids[:, i].at[labels].get(mode="promise_in_bounds") for i in range(d)]
-    return labels, sum((rows[:, i] - own[i]) ** 2 for i in range(d))
+    squared = [(rows[:, i] - own[i]) ** 2 for i in range(d)]
+    return labels, sum(squared[1:], squared[0])
 
 
 def block_distances(

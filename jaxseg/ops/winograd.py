@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 __all__ = ["conv3x3"]
 
 LEAST_PIXELS = 512  # below, transforming the kernel takes what the products save
+MOST_PIXELS = 2**13  # of an image; above, its tiles, four times its size, are worth more than the time they save
 
 
 def _tiles(x: Array, axis: int) -> list[Array]:
@@ -59,7 +60,7 @@ def conv3x3(
 
     On CPU by Winograd's F(2x2, 3x3) (Lavin and Gray 2016, section 4.1), whose results differ by some 4e-6 of
     their order: 2048 to 512 channels on 32x32 pixels take 155 ms (PyTorch 198, jax 0.10.2, one core), and XLA's
-    convolution 242. Raises ValueError for strides, another border, holes or groups.
+    convolution 242. Not on images beyond MOST_PIXELS. Raises ValueError for strides, another border, holes or groups.
     """
     holes, groups = options.get("rhs_dilation") or (1, 1), options.get("feature_group_count", 1)
     if set(window_strides) | set(holes) | {groups} != {1} or any(tuple(ends) != (1, 1) for ends in padding):
@@ -73,6 +74,6 @@ def conv3x3(
         return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
 
     known = all(isinstance(n, int) for n in x.shape)  # jax.export may leave a size open
-    if not known or x.shape[0] * x.shape[1] * x.shape[2] < LEAST_PIXELS:
+    if not known or x.shape[0] * x.shape[1] * x.shape[2] < LEAST_PIXELS or x.shape[1] * x.shape[2] > MOST_PIXELS:
         return by_xla(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=_winograd, default=by_xla)

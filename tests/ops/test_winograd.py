@@ -46,3 +46,10 @@ def test_it_is_what_a_large_image_gets():
     np.testing.assert_allclose(half.astype(jnp.float32), by_xla(x, kernel), rtol=0.02, atol=0.02)
     with pytest.raises(ValueError, match=r"no strides, holes or groups, got \(\(1, 1\), \(1, 1\)\), \(2, 2\)"):
         conv3x3(x, kernel, (2, 2), [(1, 1)] * 2)
+
+
+def test_a_huge_image_is_left_to_xla():
+    """Whose convolution has no tiles to hold, and exchanges a row for each border where the height is sharded."""
+    call = functools.partial(conv3x3, window_strides=(1, 1), padding=[(1, 1)] * 2)
+    x, kernel = jax.ShapeDtypeStruct((1, 128, 128, 8), jnp.float32), jax.ShapeDtypeStruct((3, 3, 8, 5), jnp.float32)
+    assert [eqn.primitive.name for eqn in jax.make_jaxpr(call)(x, kernel).eqns] == ["conv_general_dilated"]
