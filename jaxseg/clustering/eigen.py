@@ -196,6 +196,10 @@ def _lobpcg(
         values, c, q = _rayleigh_ritz(metric, energy, m)
         n = basis.shape[0]
         whole = jnp.zeros((n + entering, n)).at[0, 0].set(1.0).at[:, x].set(c).at[:, p].set(q)
+        # of vectors that float32 cannot tell apart the step is not taken, and the directions, the cause, are dropped
+        told = jnp.isfinite(values).all()
+        whole = jnp.where(told, whole, jnp.eye(n + entering, n).at[:, p].set(0.0))
+        values = jnp.where(told, values, jnp.diagonal(energy)[x])
         basis = _combine(whole[:n], basis) + _combine(whole[n:], y)
         image = _combine(whole[:n], image) + _combine(whole[n:], z)
         residuals = image[x] - values[:, None, None] * basis[x] * degree
