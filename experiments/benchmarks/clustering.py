@@ -98,7 +98,9 @@ def lloyd(config: Config) -> list[dict]:
         lab = np.array(pixel_features(jnp.asarray(image), space="lab", position_weight=0.5)).reshape(len(rgb), -1)
         for name, pixels in {"rgb": rgb, "lab and position": lab}.items():
             for k in config.clusters:
-                init = pixels[:: len(pixels) // k][:k].copy()
+                init = pixels[:: len(pixels) // k][:k]
+                # off the grid of 8-bit colours: rounding decides between centroids at equal distance
+                init = init + np.random.default_rng(0).uniform(-0.5, 0.5, init.shape).astype(np.float32) / 255
                 device, n = jnp.asarray(pixels), config.iterations
                 ours = lambda: kmeans(device, k, init=init, max_iterations=n, tolerance=0.0)  # noqa: B023, E731
                 model = KMeans(k, init=init, n_init=1, max_iter=n, tol=0, algorithm="lloyd")

@@ -5,6 +5,7 @@ from the eigenvectors of the graph of half the size, and one cycle through the h
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -50,8 +51,27 @@ def _prolong(y: Float[Array, "m ch cw"], shape: tuple[int, ...]) -> Float[Array,
     return y[:, : shape[0], : shape[1]]
 
 
-def _cycle(levels: list[Affinity], b: Float[Array, "m h w"], visits: int = 2) -> Float[Array, "m h w"]:
-    """An approximate solution of (D - W) y = b: symmetric, so that LOBPCG may use it."""
+def _ramp_energy(affinity: Affinity) -> Float[Array, ""]:
+    """y^T (D - W) y for y the row, and for y the column, together."""
+    squared = jnp.array([dy * dy + dx * dx for dy, dx in affinity.offsets], affinity.weights.dtype)
+    return jnp.sum(jnp.sum(affinity.weights, axis=(1, 2)) * squared)
+
+
+def _corrections(levels: list[Affinity]) -> list[Float[Array, ""]]:
+    """How much too stiff each coarser graph is, from 1 to about 2: its energy of a ramp over the finer one's.
+
+    Piecewise constant vectors put a ramp's slope on the edges between cells alone. A coarse solution is too
+    small by that much (Braess 1995).
+    """
+    energies = [_ramp_energy(level) for level in levels]
+    scaled = [4 * coarse / jnp.where(fine > 0, fine, 1.0) for fine, coarse in itertools.pairwise(energies)]
+    return [jnp.clip(x, 1.0, 2.0) for x in scaled]  # a cell is two pixels wide
+
+
+def _cycle(
+    levels: list[Affinity], corrections: list[Float[Array, ""]], b: Float[Array, "m h w"], visits: int = 2
+) -> Float[Array, "m h w"]:
+    """An approximate solution of (D - W) y = b."""
     here = levels[0]
     step = SMOOTHING / jnp.maximum(here.diagonal, 1e-20) * (here.diagonal > 1e-12)
 
@@ -63,30 +83,26 @@ def _cycle(levels: list[Affinity], b: Float[Array, "m h w"], visits: int = 2) ->
 
     def visit(_, y):
         residual = b - laplacian_product(here, y)
-        y = y + _prolong(_cycle(levels[1:], _restrict(residual), visits), here.degree.shape)
-        return smooth(y)
+        coarse = _cycle(levels[1:], corrections[1:], _restrict(residual), visits)
+        return smooth(y + corrections[0] * _prolong(coarse, here.degree.shape))
 
     # a loop, so that the program is as long as the hierarchy and not as the number of visits
     return jax.lax.fori_loop(0, visits if len(levels) > 2 else 1, visit, step * b)
 
 
-def _image_cycle(levels: list[Affinity], b: Float[Array, "m h w"]) -> Float[Array, "m h w"]:
-    """`_cycle` with coarse, smooth, coarse on the image itself, where smoothing is what costs. Symmetric too."""
+def _image_cycle(
+    levels: list[Affinity], corrections: list[Float[Array, ""]], b: Float[Array, "m h w"]
+) -> Float[Array, "m h w"]:
+    """`_cycle` with one product on the image itself, where it costs most: coarse, then smooth.
+
+    Not symmetric, which the block method does without: it takes the best of what the vectors span.
+    """
     if len(levels) == 1:
-        return _cycle(levels, b)
+        return _cycle(levels, corrections, b)
     here = levels[0]
     step = SMOOTHING / jnp.maximum(here.diagonal, 1e-20) * (here.diagonal > 1e-12)
-
-    def smooth(y):
-        y = y + step * (b - laplacian_product(here, y))
-        return y, b - laplacian_product(here, y)
-
-    def correct(i, state):
-        y, residual = state
-        y = y + _prolong(_cycle(levels[1:], _restrict(residual)), here.degree.shape)
-        return jax.lax.cond(i == 0, smooth, lambda y: (y, residual), y)
-
-    return jax.lax.fori_loop(0, 2, correct, (jnp.zeros_like(b), b))[0]
+    y = corrections[0] * _prolong(_cycle(levels[1:], corrections[1:], _restrict(b)), here.degree.shape)
+    return y + step * (b - laplacian_product(here, y))
 
 
 def _gram(x: Float[Array, "m h w"], y: Float[Array, "n h w"]) -> Float[Array, "m n"]:
@@ -124,7 +140,7 @@ def _rayleigh_ritz(
     2006): on the small coefficients, so that their images need no new product.
     """
     dot = functools.partial(jnp.matmul, precision=HIGHEST)
-    null = (jnp.diag(metric) < 0.5).astype(metric.dtype)
+    null = (jnp.diag(metric) < 0.9).astype(metric.dtype)  # all have length 1, but what is left of rounding
     factor = jnp.linalg.cholesky(0.5 * (metric + metric.T) + jnp.diag(null))
     s = jax.scipy.linalg.solve_triangular(factor, jnp.eye(len(null)), lower=True)[1:].T
     energy = dot(s.T, dot(0.5 * (energy + energy.T), s)) + jnp.diag(3 * null[1:])  # the spectrum ends at 2
@@ -139,8 +155,9 @@ def _rayleigh_ritz(
 
 def _lobpcg(
     levels: list[Affinity],
-    cycle: Callable[..., Array],
+    precondition: Callable[[Array], Array],
     start: Float[Array, "m h w"],
+    more: Float[Array, "a h w"],
     k: int,
     tolerance: Array,
     least: int,
@@ -148,41 +165,60 @@ def _lobpcg(
 ) -> Eigenpairs:
     """The k smallest of the block's m pairs, every vector D-orthogonal to the trivial one.
 
-    Vectors and their images under D - W stay in two arrays with slots [trivial, x, directions p, residuals w]:
-    products with small matrices read and write these whole, and nothing is copied together.
+    `more` enters at the first step; later steps enter as many residuals, those of the first vectors that are not
+    yet at `tolerance`. Vectors and their images under D - W stay in two arrays with slots [trivial, x, directions
+    p]: products with small matrices read and write these whole, and nothing is copied together.
     """
     graph = levels[0]
     degree = graph.degree
-    m = start.shape[0]
-    x, p, w = slice(1, m + 1), slice(m + 1, 2 * m + 1), slice(2 * m + 1, 3 * m + 1)
+    m, entering = start.shape[0], more.shape[0]
+    x, p = slice(1, m + 1), slice(m + 1, 2 * m + 1)
     inside = (degree > 0).astype(degree.dtype)
     trivial = inside / jnp.sqrt(jnp.sum(degree))
 
-    def residuals(basis, image, values):
-        return image[x] - values[:, None, None] * basis[x] * degree
-
-    def enter(basis, image, slot, y):
-        """Puts vectors, made orthogonal to those there, into an empty slot, and takes a Rayleigh-Ritz step."""
+    def orthonormal(basis, y):
+        """What of `y` is not in the span of `basis`; 0 where that is rounding."""
         outside = lambda y: y - _combine(_gram(basis, y * degree), basis)  # noqa: E731
         y = _unit(outside(_unit(y * inside, degree)), degree, 1e-9)  # less is rounding
         y = _combine(_whiten(_gram(y, y * degree)), y)
-        y = _unit(outside(y), degree, 0.5)  # what shrinks a second time was rounding too
-        basis, image = basis.at[slot].set(y), image.at[slot].set(laplacian_product(graph, y))
-        values, c, q = _rayleigh_ritz(_gram(basis, basis * degree), _gram(basis, image), m)
-        whole = jnp.zeros((3 * m + 1, 3 * m + 1)).at[0, 0].set(1.0).at[:, x].set(c).at[:, p].set(q)
-        basis, image = _combine(whole, basis), _combine(whole, image)
-        return basis, image, values, _residual_norms(residuals(basis, image, values), degree)
+        return _unit(outside(y), degree, 0.5)  # what shrinks a second time was rounding too
+
+    def enter(basis, image, y):
+        """A Rayleigh-Ritz step on what is there and `y`."""
+        y = orthonormal(basis, y)
+        z = laplacian_product(graph, y)
+
+        def grams(old, new):
+            across = _gram(new, basis)
+            return jnp.block([[_gram(basis, old), across.T], [across, _gram(new, y)]])
+
+        metric, energy = grams(basis * degree, y * degree), grams(image, z)
+        values, c, q = _rayleigh_ritz(metric, energy, m)
+        n = basis.shape[0]
+        whole = jnp.zeros((n + entering, n)).at[0, 0].set(1.0).at[:, x].set(c).at[:, p].set(q)
+        # of vectors that float32 cannot tell apart the step is not taken, and the directions, the cause, are dropped
+        told = jnp.isfinite(values).all()
+        whole = jnp.where(told, whole, jnp.eye(n + entering, n).at[:, p].set(0.0))
+        values = jnp.where(told, values, jnp.diagonal(energy)[x])
+        basis = _combine(whole[:n], basis) + _combine(whole[n:], y)
+        image = _combine(whole[:n], image) + _combine(whole[n:], z)
+        residuals = image[x] - values[:, None, None] * basis[x] * degree
+        return basis, image, values, _residual_norms(residuals, degree)
 
     def iterate(state):
-        basis, image, values, _, step = state
-        return *enter(basis, image, w, cycle(levels, residuals(basis, image, values))), step + 1
+        basis, image, values, norms, step = state
+        first = jnp.argsort(norms <= tolerance, stable=True)[:entering]
+        residuals = image[first + 1] - values[first, None, None] * basis[first + 1] * degree
+        return *enter(basis, image, precondition(residuals)), step + 1
 
     def unfinished(state):
         *_, norms, step = state
         return ((jnp.max(norms[:k]) > tolerance) | (step < least)) & (step < max_iterations)
 
-    basis = jnp.zeros((3 * m + 1, *degree.shape)).at[0].set(trivial)
-    state = *enter(basis, jnp.zeros_like(basis), x, start), jnp.int32(0)
+    basis = jnp.zeros((2 * m + 1, *degree.shape)).at[0].set(trivial)
+    start = orthonormal(basis, start)
+    image = jnp.zeros_like(basis).at[x].set(laplacian_product(graph, start))
+    state = *enter(basis.at[x].set(start), image, more), jnp.int32(0)
     basis, _, values, norms, steps = jax.lax.while_loop(unfinished, iterate, state)
     return Eigenpairs(values, basis[x], norms, steps)
 
@@ -201,16 +237,21 @@ def smallest_eigenpairs(
     A graph of fewer than k + 1 vertices with degree has the surplus vectors 0.
     """
     levels = _hierarchy(affinity)
+    corrections = _corrections(levels)
     m = min(-(-(k + guard) // 4) * 4, affinity.degree.size)  # XLA's CPU code for 13 vectors is as slow as for 24
+    entering = min(-(-k // 4) * 4, m)
     y = jax.random.normal(key, (m, *levels[min(1, len(levels) - 1)].degree.shape))
     if len(levels) > 1:
-        # to 1e-4: the image's own iterations do the rest
-        y = _lobpcg(levels[1:], _cycle, y, k, jnp.float32(max(tolerance, 1e-4)), 0, max_iterations).vectors
-        # what a coarse graph cannot hold, such as a few pixels apart from the rest, enters here
-        noise = jax.random.normal(jax.random.fold_in(key, 0), (m - k, *affinity.degree.shape))
-        noise = _cycle(levels, noise * jnp.sqrt(affinity.degree))
-        y = jnp.concatenate([_prolong(y, affinity.degree.shape)[:k], noise])
-    pairs = _lobpcg(levels, _image_cycle, y, k, jnp.float32(tolerance), LEAST_ITERATIONS, max_iterations)
+        precondition = functools.partial(_cycle, levels[1:], corrections[1:])
+        more = jnp.zeros((entering, *y.shape[1:]))
+        enough = jnp.float32(max(tolerance, 1e-4))  # the image's own iterations do the rest
+        y = _lobpcg(levels[1:], precondition, y, more, k, enough, 0, max_iterations).vectors
+        y = _prolong(y, affinity.degree.shape)
+    # what a coarse graph cannot hold, such as a few pixels apart from the rest, enters here
+    noise = jax.random.normal(jax.random.fold_in(key, 0), (entering, *affinity.degree.shape))
+    precondition = functools.partial(_image_cycle, levels, corrections)
+    noise = precondition(noise * jnp.sqrt(affinity.degree))
+    pairs = _lobpcg(levels, precondition, y, noise, k, jnp.float32(tolerance), LEAST_ITERATIONS, max_iterations)
     # signs are free: those of the products with a random image, so that rounding does not choose
     against = jax.random.normal(jax.random.fold_in(key, 1), affinity.degree.shape)
     sign = jnp.where(jnp.sum(pairs.vectors * against, axis=(1, 2)) < 0, -1.0, 1.0)
