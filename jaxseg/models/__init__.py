@@ -217,6 +217,8 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
     known = [f.name for f in dataclasses.fields(_model_class(constructor)) if f.name not in ("parent", "name")]
     if scores_classes(name) and "num_classes" not in fields:
         raise ValueError(f'model "{name}" scores classes: give num_classes')
+    if scores_classes(name) and fields["num_classes"] < 1:
+        raise ValueError(f'model "{name}" scores at least 1 class, got num_classes={fields["num_classes"]}')
     for field in list(fields):
         if field not in known:
             raise ValueError(
