@@ -105,11 +105,26 @@ def generation() -> str:
     return markdown(titles, rows)
 
 
+def clustering() -> str:
+    """Seconds beside scikit-learn's Lloyd and SciPy's eigsh."""
+    found = _read("clustering_cpu.json")
+    rows = [
+        [f"k-means, {r['features']}, k = {r['k']}", r["size"], f"{r['ours_s']:.3f}", f"{r['peer_s']:.3f}", r["ratio"]]
+        for r in found["kmeans"]
+    ]
+    graph = found["graph"]
+    what = f"Normalized Cut, {graph['pairs']} eigenpairs to {graph['tolerance']:g}"
+    rows.append([what, graph["size"], f"{graph['ours_s']:.2f}", f"{graph['peer_s']:.2f}", graph["ratio"]])
+    rows = [[*row[:4], f"{row[4]:.1f}"] for row in rows]
+    return markdown(("what", "image", "jaxseg, s", "scikit-learn or SciPy, s", "times as fast"), rows, left=2)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "camvid": camvid,
     "fine-tuning": finetuning,
     "throughput": throughput,
     "bsds500": boundaries,
+    "clustering": clustering,
     "spatial": spatial,
     "generation": generation,
 }
