@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 import types
 
 import jax
@@ -16,6 +17,8 @@ from jaxseg.cli import compile as cli_compile
 from jaxseg.cli import main
 from jaxseg.hlo import collectives, traffic
 from jaxseg.programs import training
+
+RESULTS = pathlib.Path(__file__).parents[1] / "experiments" / "results"
 
 
 def flops_of(f, *shapes):
@@ -240,3 +243,13 @@ def test_what_does_not_fit_is_tried_at_half_the_batch(tmp_path, monkeypatch, cap
     assert tried == [64, 32, 16]
     assert [row["fits"] for row in json.loads((tmp_path / "tpu.json").read_text())["rows"]] == [False, False, True]
     assert "does not fit" in (tmp_path / "tpu.md").read_text()
+
+
+def test_rows_of_an_older_file_are_shown_without_what_they_lack():
+    rows = json.loads((RESULTS / "tpu_v5e_2x4.json").read_text())["rows"]
+    whole = cli_compile.compile_markdown(rows)
+    assert whole == (RESULTS / "tpu_v5e_2x4.md").read_text()
+    older = [
+        {k: v for k, v in row.items() if k not in ("padding", "copied", "indexed", "float32_share")} for row in rows
+    ]
+    assert cli_compile.compile_markdown(older).count("\n") == whole.count("\n")

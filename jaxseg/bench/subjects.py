@@ -122,9 +122,9 @@ class Programs(Subject):
             run = self._compile("forward", "jaxseg", apply, (), variables, *given)
             self.calls["forward"]["jaxseg"] = lambda: jax.block_until_ready(run(variables, *given))
         if "train" in setting.tasks and programs.is_trained_alone(model):
-            self._add_training(model, setting, rng, variables)
+            self._add_training(model, setting, rng)
 
-    def _add_training(self, model: nn.Module, setting: Setting, rng: np.random.Generator, variables: PyTree) -> None:
+    def _add_training(self, model: nn.Module, setting: Setting, rng: np.random.Generator) -> None:
         optimizer, key = optax.sgd(1e-3, 0.9), jax.random.key(1)
         fns, shapes = programs.training(model, setting.size, setting.batch, optimizer)
         self.batch = batch = _batch(rng, shapes, setting.classes)

@@ -131,6 +131,8 @@ def _megabytes(collectives: dict[str, Any]) -> Iterator[str]:
 
 def _waste(row: dict[str, Any]) -> list[str]:
     """What a program that suits the chip has little of."""
+    if "padding" not in row:  # an older file's
+        return [""] * len(WASTE)
     copied = f"{row['copied'] / 1e9:.2f}"
     return [f"{row['float32_share']:.1%}", f"{row['padding']:.0%}", copied, str(row["indexed"])]
 
