@@ -244,6 +244,17 @@ def _equalized(layer: nn.Module, shape: tuple[int, ...], fan_in: int, gain: floa
     return kernel * (gain / fan_in**0.5 * multiplier)
 
 
+def _product_in_blocks(x: Float[Array, "n c"], kernel: Float[Array, "c f"]) -> Float[Array, "n f"]:
+    """`x @ kernel` by eight sums of an eighth of the products, where eight divides them.
+
+    The CPU sums in order of the index, and all of an image's styles hang on eight such layers one after the other:
+    blocks leave a generated image 0.4 of the rounding.
+    """
+    n, c = x.shape
+    blocks = 8 if c % 8 == 0 else 1
+    return jnp.einsum("nbc,bcf->bnf", x.reshape(n, blocks, -1), kernel.reshape(blocks, c // blocks, -1)).sum(0)
+
+
 class EqualizedDense(nn.Module):
     """A dense layer with equalized learning rate (Karras et al. 2018, section 4.1).
 
@@ -260,7 +271,7 @@ class EqualizedDense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n c"]) -> Float[Array, "n features"]:
         kernel = _equalized(self, (x.shape[-1], self.features), x.shape[-1], self.gain, self.lr_multiplier)
-        x = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        x = _product_in_blocks(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             x = x + (bias * self.lr_multiplier).astype(self.dtype)

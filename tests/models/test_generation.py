@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden.named import close_as_theirs, value
+from golden.named import value
 
 import jaxseg
 from jaxseg.models import model_source
@@ -366,8 +366,10 @@ def test_beside_torch(name, resolution):
     torch = pytest.importorskip("torch")
     from golden import generation
 
+    # a generator of 1024x1024 at the published width: sixteen features make images with pixels of 79 deviations
     wide = {} if resolution == 64 else {"base_features": 4096}
-    model = jaxseg.create_model(name, resolution=resolution, **{**NARROW, **wide})
+    published = resolution == 1024 and name.endswith("generator")
+    model = jaxseg.create_model(name, resolution=resolution, **({} if published else {**NARROW, **wide}))
     variables = jax.tree_util.tree_map_with_path(equalized, blank_variables(model))
     p = generation.tensors(to_genforce(model, variables))
     if name.endswith("discriminator"):
@@ -385,17 +387,10 @@ def test_beside_torch(name, resolution):
         np.testing.assert_allclose(found, score.detach().numpy(), atol=1e-3)
         np.testing.assert_allclose(slope, gradient.permute(0, 2, 3, 1).numpy(), atol=1e-5)
         return
-    z = latents(2)
+    z = latents(1 if published else 2)
     generate = generation.stylegan_generate if name.startswith("style") else generation.progan_generate
     with torch.no_grad():
-        exact, theirs = (
-            generate({k: v.to(dtype) for k, v in p.items()}, torch.tensor(np.asarray(z), dtype=dtype), resolution)
-            for dtype in (torch.float64, torch.float32)
-        )
-    exact, theirs = (x.permute(0, 2, 3, 1).numpy() for x in (exact, theirs))
-    ours = jax.jit(functools.partial(model.apply, train=False))(variables, z)
+        theirs = generate(p, torch.tensor(np.asarray(z)), resolution).permute(0, 2, 3, 1).numpy()
     assert 0.3 < theirs.std() < 4
-    # eighteen norms, of which those at 4x4 go by sixteen pixels, make 4e-3 of float32's rounding at 1024, in both
-    close_as_theirs(ours, theirs, exact)
-    if resolution == 64:
-        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+    ours = jax.jit(functools.partial(model.apply, train=False))(variables, z)
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
