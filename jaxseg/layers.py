@@ -3,6 +3,7 @@
 A model takes its norm as a constructor and calls it as `norm(dtype=dtype, name=name)(x, train=train)`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
-from jaxseg.ops.conv import atrous_conv, conv_transpose
+from jaxseg.ops.conv import conv, conv_transpose
 from jaxseg.ops.depthwise import depthwise_conv
 from jaxseg.ops.doubling import conv_after_doubling, conv_before_halving
 from jaxseg.ops.winograd import conv3x3
@@ -21,6 +22,7 @@ from jaxseg.ops.winograd import conv3x3
 __all__ = [
     "NORMS",
     "BatchNorm",
+    "Conv",
     "ConvNormAct",
     "ConvTranspose",
     "Dropout",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's kaiming_normal_
+Conv = functools.partial(nn.Conv, conv_general_dilated=conv)  # every convolution of the zoo without a form of its own
 
 
 def at_least_float32(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -192,14 +195,12 @@ class ConvNormAct(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h2 w2 c2"]:
         pad = (self.window - 1) // 2 * self.dilation
-        conv: Callable[..., Array] | None = None
+        form: Callable[..., Array] = conv
         if self.depthwise:
-            conv = depthwise_conv
-        elif self.dilation > 1 and self.window > 1:
-            conv = atrous_conv
-        elif (self.window, self.stride) == (3, 1) and x.shape[-1] >= 1024:
-            conv = conv3x3
-        x = nn.Conv(
+            form = depthwise_conv
+        elif (self.window, self.stride, self.dilation) == (3, 1, 1) and x.shape[-1] >= 1024:
+            form = conv3x3
+        x = Conv(
             self.features,
             (self.window, self.window),
             self.stride,
@@ -208,7 +209,7 @@ class ConvNormAct(nn.Module):
             feature_group_count=self.features if self.depthwise else 1,
             use_bias=self.norm is None,
             kernel_init=self.kernel_init,
-            conv_general_dilated=conv,
+            conv_general_dilated=form,
             dtype=self.dtype,
             name="conv",
         )(x)
@@ -234,7 +235,7 @@ class FCNHead(nn.Module):
     def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h w k"]:
         x = ConvNormAct(self.features, norm=self.norm, dtype=self.dtype, name="block")(x, train=train)
         x = Dropout(self.dropout, self.shared_axes)(x, train=train)
-        return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(x)
+        return Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(x)
 
 
 def _equalized(layer: nn.Module, shape: tuple[int, ...], fan_in: int, gain: float, multiplier: float) -> Array:

@@ -1,10 +1,11 @@
-"""torchvision beside a CPU build of PyTorch: its compiled operators declared in Python before it is imported.
+"""torchvision beside any build of PyTorch: where its compiled operators do not load, Python ones of the same name.
 
 torchvision's wheel is compiled against a CUDA build; beside another its extension does not load and the import
-stops at `torch.ops.torchvision.nms`. No segmentation model needs those operators.
+stops at `torch.ops.torchvision.nms`. Beside the one it was compiled for nothing is declared.
 """
 
-import importlib
+import importlib.util
+import pathlib
 
 import pytest
 
@@ -31,7 +32,21 @@ def _nms(boxes, scores, threshold):
     return order[kept]
 
 
+def _compiled():
+    """Whether the extension loads; declared a second time by it, an operator would end the process."""
+    spec = importlib.util.find_spec("torchvision")
+    for path in pathlib.Path(spec.origin).parent.glob("_C*.so") if spec else ():
+        try:
+            torch.ops.load_library(path)
+        except OSError:
+            continue
+        return True
+    return False
+
+
 def _import():
+    if _compiled():
+        return importlib.import_module("torchvision"), None
     library = torch.library.Library("torchvision", "DEF")
     for schema in SCHEMAS:
         library.define(schema)
@@ -39,12 +54,11 @@ def _import():
     module = pytest.importorskip("torchvision")
     from torchvision.ops import boxes
 
-    if not module.extension._has_ops():
-        boxes._assert_has_ops = lambda: None
-        align = importlib.import_module("torchvision.ops.roi_align")
-        align._assert_has_ops = lambda: None
-        align._roi_align = align._roi_align.__wrapped__  # as it is: compiling it takes minutes
-        library.impl("roi_align", align._roi_align, "CPU")
+    boxes._assert_has_ops = lambda: None
+    align = importlib.import_module("torchvision.ops.roi_align")
+    align._assert_has_ops = lambda: None
+    align._roi_align = align._roi_align.__wrapped__  # as it is: compiling it takes minutes
+    library.impl("roi_align", align._roi_align, "CPU")
     return module, library
 
 

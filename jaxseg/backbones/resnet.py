@@ -8,8 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.layers import BatchNorm
-from jaxseg.ops.conv import atrous_conv
+from jaxseg.layers import BatchNorm, Conv
 from jaxseg.ops.pooling import max_pool
 
 __all__ = [
@@ -32,7 +31,7 @@ def _conv(
     block: Any, features: int, window: int, name: str, *, stride: int = 1, dilation: int = 1, groups: int = 1
 ) -> nn.Conv:
     pad = (window - 1) // 2 * dilation
-    return nn.Conv(
+    return Conv(
         features,
         (window, window),
         stride,
@@ -41,7 +40,6 @@ def _conv(
         feature_group_count=groups,
         use_bias=False,
         kernel_init=he_init,
-        conv_general_dilated=atrous_conv if dilation > 1 and stride == groups == 1 else None,
         dtype=block.dtype,
         name=name,
         parent=block,

@@ -8,8 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.layers import BatchNorm, Dropout
-from jaxseg.ops.conv import atrous_conv
+from jaxseg.layers import BatchNorm, Conv, Dropout
 from jaxseg.ops.pooling import adaptive_average_pool, dense_max_pool, max_pool, max_pool_with_indices
 
 __all__ = [
@@ -82,7 +81,7 @@ class VGG(nn.Module):
             raise ValueError("VGG has pooling indices where windows of 2 pool at every stage: output_stride 32")
         x = images.astype(self.dtype)
         if self.preprocess:
-            x = nn.Conv(3, (1, 1), kernel_init=_standardize, bias_init=_less_mean, dtype=self.dtype, name="conv0")(x)
+            x = Conv(3, (1, 1), kernel_init=_standardize, bias_init=_less_mean, dtype=self.dtype, name="conv0")(x)
         out: dict[str, Array] = {}
         dilation = 1
         for stage in range(1, len(self.depths) + 1):
@@ -109,13 +108,12 @@ def _stage(vgg: VGG, x: Array, *, stage: int, dilation: int, train: bool) -> lis
     relus = []
     for i in range(1, vgg.depths[stage - 1] + 1):
         pad = vgg.first_padding if (stage, i) == (1, 1) else dilation
-        x = nn.Conv(
+        x = Conv(
             vgg.features[stage - 1],
             (3, 3),
             padding="REFLECT" if vgg.reflect else [(pad, pad)] * 2,
             kernel_dilation=dilation,
             kernel_init=he_init,
-            conv_general_dilated=atrous_conv if dilation > 1 else None,
             dtype=vgg.dtype,
             name=f"conv{stage}_{i}",
             parent=vgg,

@@ -18,6 +18,7 @@ from jaxseg.ops.adain import (
     blend_statistics,
     channel_statistics,
 )
+from jaxseg.ops.conv import conv
 from jaxseg.ops.doubling import conv_after_doubling
 from jaxseg.ops.resize import resize_bilinear
 
@@ -61,7 +62,7 @@ class Decoder(nn.Module):
                     features,
                     (3, 3),
                     padding="SAME" if doubles else "REFLECT",
-                    conv_general_dilated=_after_doubling if doubles else None,
+                    conv_general_dilated=_after_doubling if doubles else conv,
                     kernel_init=nn.initializers.variance_scaling(0.01 if last else 2.0, "fan_in", "normal"),
                     bias_init=nn.initializers.constant(0.5 if last else 0.0),
                     dtype=jnp.float32 if last else self.dtype,

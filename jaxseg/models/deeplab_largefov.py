@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.backbones.vgg import VGG, vgg16
-from jaxseg.layers import Dropout, at_least_float32
+from jaxseg.layers import Conv, Dropout, at_least_float32
 from jaxseg.models.output import SegmentationOutput
-from jaxseg.ops.conv import atrous_conv
 from jaxseg.ops.pooling import max_pool
 from jaxseg.ops.resize import resize_bilinear
 
@@ -44,17 +43,16 @@ class DeepLabLargeFOV(nn.Module):
         x = max_pool(encoder(images, train=train)["stride16"], 3, 1, 1)  # pool5 without the holes of conv5
         x = nn.avg_pool(x, (3, 3), padding=[(1, 1)] * 2)
         for name, window, rate in (("fc6", 3, self.rate), ("fc7", 1, 1)):
-            x = nn.Conv(
+            x = Conv(
                 self.fc_features,
                 (window, window),
                 padding=[((window - 1) // 2 * rate,) * 2] * 2,
                 kernel_dilation=rate,
                 kernel_init=he_init,
-                conv_general_dilated=atrous_conv if rate > 1 else None,
                 dtype=self.dtype,
                 name=name,
             )(x)
             x = Dropout(self.dropout)(nn.relu(x), train=train)
-        scores = nn.Conv(self.num_classes, (1, 1), kernel_init=score_init, dtype=self.dtype, name="fc8")(x)
+        scores = Conv(self.num_classes, (1, 1), kernel_init=score_init, dtype=self.dtype, name="fc8")(x)
         size = images.shape[1], images.shape[2]
         return SegmentationOutput(resize_bilinear(at_least_float32(scores), size, align_corners=True))

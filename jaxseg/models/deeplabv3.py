@@ -12,7 +12,7 @@ from jaxseg.backbones import backbone_fields, first_at_stride8
 from jaxseg.backbones.mobilenet_v2 import mobilenet_v2
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from jaxseg.backbones.resnet import resnet50, resnet101
-from jaxseg.layers import BatchNorm, ConvNormAct, Dropout, FCNHead, at_least_float32
+from jaxseg.layers import BatchNorm, Conv, ConvNormAct, Dropout, FCNHead, at_least_float32
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.depthwise import depthwise_conv
 from jaxseg.ops.resize import resize_bilinear
@@ -41,7 +41,7 @@ class SeparableConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h w c2"]:
-        x = nn.Conv(
+        x = Conv(
             x.shape[-1],
             (3, 3),
             padding=[(self.dilation, self.dilation)] * 2,
@@ -120,7 +120,7 @@ class DeepLabV3(nn.Module):
             features["stride32"], train=train
         )
         x = ConvNormAct(self.features, **common, name="block")(x, train=train)
-        x = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(x)
+        x = Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(x)
         logits = resize_bilinear(at_least_float32(x), (h, w), align_corners=self.align_corners)
         if self.aux is None:
             return SegmentationOutput(logits)

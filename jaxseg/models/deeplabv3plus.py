@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxseg.backbones import backbone_fields
 from jaxseg.backbones.mobilenet_v2 import mobilenet_v2
 from jaxseg.backbones.resnet import resnet34, resnet50, resnet101
-from jaxseg.layers import BatchNorm, ConvNormAct, at_least_float32
+from jaxseg.layers import BatchNorm, Conv, ConvNormAct, at_least_float32
 from jaxseg.models.deeplabv3 import ASPP, SeparableConv
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.resize import resize_bilinear
@@ -62,7 +62,7 @@ class DeepLabV3Plus(nn.Module):
         x = resize_bilinear(x, (low.shape[1], low.shape[2]), align_corners=True)
         low = ConvNormAct(self.low_features, 1, **common, name="block1")(low, train=train)
         x = SeparableConv(self.features, **common, name="block2")(jnp.concatenate([x, low], -1), train=train)
-        x = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(x)
+        x = Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(x)
         return SegmentationOutput(resize_bilinear(at_least_float32(x), (h, w), align_corners=True))
 
 

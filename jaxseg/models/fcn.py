@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.backbones.vgg import VGG, vgg16
-from jaxseg.layers import ConvTranspose, Dropout, at_least_float32
+from jaxseg.layers import Conv, ConvTranspose, Dropout, at_least_float32
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.conv import fully_connected_conv
 from jaxseg.ops.dims import Dim
@@ -62,7 +62,7 @@ def crop(x: Array, offset: int, size: tuple[Dim, ...]) -> Array:
 def _head(model: Any, x: Array, fc6_window: int, *, train: bool) -> Array:
     """fc6 and fc7 of VGG-16 as convolutions, and the class scores of every position."""
     for name, window in (("fc6", fc6_window), ("fc7", 1)):
-        conv = nn.Conv(
+        conv = Conv(
             model.fc_features,
             (window, window),
             padding=[(0, 0)] * 2,
@@ -77,7 +77,7 @@ def _head(model: Any, x: Array, fc6_window: int, *, train: bool) -> Array:
 
 
 def _score(model: Any, name: str, x: Array) -> Array:
-    return nn.Conv(model.num_classes, (1, 1), kernel_init=score_init, dtype=model.dtype, name=name, parent=model)(x)
+    return Conv(model.num_classes, (1, 1), kernel_init=score_init, dtype=model.dtype, name=name, parent=model)(x)
 
 
 class FCN(nn.Module):

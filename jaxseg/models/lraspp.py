@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.backbones import first_at_stride8
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
-from jaxseg.layers import BatchNorm, ConvNormAct, at_least_float32
+from jaxseg.layers import BatchNorm, Conv, ConvNormAct, at_least_float32
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.resize import resize_bilinear
 
@@ -40,8 +40,8 @@ class LRASPP(nn.Module):
         low, high = found[first_at_stride8(backbone) if self.low == "c2" else self.low], found["stride32"]
         x = ConvNormAct(self.features, 1, norm=self.norm, dtype=self.dtype, name="cbr")(high, train=train)
         mean = high.mean((1, 2), keepdims=True)
-        x *= nn.sigmoid(nn.Conv(self.features, (1, 1), use_bias=False, dtype=self.dtype, name="scale")(mean))
+        x *= nn.sigmoid(Conv(self.features, (1, 1), use_bias=False, dtype=self.dtype, name="scale")(mean))
         x = resize_bilinear(x, (low.shape[1], low.shape[2]))
-        scores = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="low_classifier")(low)
-        scores += nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="high_classifier")(x)
+        scores = Conv(self.num_classes, (1, 1), dtype=self.dtype, name="low_classifier")(low)
+        scores += Conv(self.num_classes, (1, 1), dtype=self.dtype, name="high_classifier")(x)
         return SegmentationOutput(resize_bilinear(at_least_float32(scores), (images.shape[1], images.shape[2])))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.backbones import backbone_fields
 from jaxseg.backbones.resnet import resnet34, resnet50
-from jaxseg.layers import BatchNorm, ConvNormAct, Dropout, at_least_float32
+from jaxseg.layers import BatchNorm, Conv, ConvNormAct, Dropout, at_least_float32
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.models.pspnet import pool_of
 from jaxseg.ops.resize import resize_bilinear
@@ -49,13 +49,13 @@ class EncoderPSPNet(nn.Module):
         for i, bins in enumerate(self.bins):
             x, features, name = pool_of(self.pool)(deep, (bins, bins)), deep.shape[-1] // len(self.bins), f"psp_{i}"
             if bins == 1:
-                x = nn.relu(nn.Conv(features, (1, 1), dtype=self.dtype, name=name)(x))
+                x = nn.relu(Conv(features, (1, 1), dtype=self.dtype, name=name)(x))
             else:
                 x = conv(features, name=name)(x, train=train)
             branches.append(resize_bilinear(x, size, align_corners=True))
         x = conv(self.features, name="conv")(jnp.concatenate([*branches, deep], -1), train=train)
         x = Dropout(self.dropout, (1, 2))(x, train=train)
-        x = nn.Conv(self.num_classes, (3, 3), padding=[(1, 1)] * 2, dtype=self.dtype, name="logits")(x)
+        x = Conv(self.num_classes, (3, 3), padding=[(1, 1)] * 2, dtype=self.dtype, name="logits")(x)
         size = images.shape[1], images.shape[2]
         return SegmentationOutput(resize_bilinear(at_least_float32(x), size, align_corners=True))
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxseg.layers import ConvNormAct
+from jaxseg.layers import Conv, ConvNormAct
 from jaxseg.ops.boxes import Proposals, clip_boxes, decode_boxes
 from jaxseg.ops.nms import nms
 
@@ -36,8 +36,8 @@ class RPNHead(nn.Module):
         for i in range(self.convs):
             conv = ConvNormAct(self.features, norm=None, kernel_init=small_init, dtype=self.dtype, name=f"conv_{i}")
             x = conv(x, train=train)
-        logits = nn.Conv(self.anchors, (1, 1), kernel_init=small_init, dtype=self.dtype, name="cls_logits")(x)
-        deltas = nn.Conv(4 * self.anchors, (1, 1), kernel_init=small_init, dtype=self.dtype, name="bbox_pred")(x)
+        logits = Conv(self.anchors, (1, 1), kernel_init=small_init, dtype=self.dtype, name="cls_logits")(x)
+        deltas = Conv(4 * self.anchors, (1, 1), kernel_init=small_init, dtype=self.dtype, name="bbox_pred")(x)
         n = x.shape[0]
         return AnchorScores(logits.astype(jnp.float32).reshape(n, -1), deltas.astype(jnp.float32).reshape(n, -1, 4))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.backbones.vgg import VGG, vgg16_bn
-from jaxseg.layers import BatchNorm, at_least_float32
+from jaxseg.layers import BatchNorm, Conv, at_least_float32
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.pooling import max_pool_with_indices, max_unpool
 
@@ -22,7 +22,7 @@ def _decode_stage(model: "SegNet", x: Array, *, stage: int, widths: list[int], t
     """Convolutions of one resolution, of `widths`, from the last of the encoder's names to the first."""
     for i, width in zip(range(len(widths), 0, -1), widths, strict=True):
         name = f"{stage}_{i}_D"
-        x = nn.Conv(
+        x = Conv(
             width,
             (3, 3),
             padding=[(1, 1)] * 2,
@@ -103,7 +103,7 @@ class SegNetBasic(nn.Module):
             x = _local_response_norm(x)
 
         def block(model, x, name):
-            conv = nn.Conv(
+            conv = Conv(
                 self.features,
                 (7, 7),
                 padding=[(3, 3)] * 2,
@@ -132,5 +132,5 @@ class SegNetBasic(nn.Module):
             places.append(indices)
         for level in range(4, 0, -1):
             x = decode(self, x, places[level - 1], level, sizes[level - 1])
-        logits = nn.Conv(self.num_classes, (1, 1), kernel_init=he_init, dtype=self.dtype, name="conv_classifier")(x)
+        logits = Conv(self.num_classes, (1, 1), kernel_init=he_init, dtype=self.dtype, name="conv_classifier")(x)
         return SegmentationOutput(at_least_float32(logits))

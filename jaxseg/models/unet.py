@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.layers import BatchNorm, ConvTranspose, Dropout, at_least_float32
+from jaxseg.layers import BatchNorm, Conv, ConvTranspose, Dropout, at_least_float32
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.pooling import max_pool
 
@@ -30,7 +30,7 @@ class DoubleConv(nn.Module):
     def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h2 w2 c2"]:
         pad = [(self.padding, self.padding)] * 2
         for i in (1, 2):
-            x = nn.Conv(
+            x = Conv(
                 self.features,
                 (3, 3),
                 padding=pad,
@@ -106,7 +106,7 @@ class UNet(nn.Module):
             features = self.features[level - 1]
             x = _upconv(self, x, features, f"upconv{level}")
             x = conv(jnp.concatenate([skips[level - 1], x], -1), features, f"up{level}")
-        logits = nn.Conv(self.num_classes, (1, 1), kernel_init=he_init, dtype=self.dtype, name="logits")(x)
+        logits = Conv(self.num_classes, (1, 1), kernel_init=he_init, dtype=self.dtype, name="logits")(x)
         return SegmentationOutput(at_least_float32(logits))
 
 
@@ -182,5 +182,5 @@ class UNetValid(nn.Module):
             x = nn.relu(x)  # not in the figure, but in the released net
             skip = _crop(skips[level - 1], x.shape[1:3])
             x = _double_conv(self, jnp.concatenate([skip, x], -1), features, f"up{level}", train=train)
-        logits = nn.Conv(self.num_classes, (1, 1), kernel_init=he_init, dtype=self.dtype, name="logits")(x)
+        logits = Conv(self.num_classes, (1, 1), kernel_init=he_init, dtype=self.dtype, name="logits")(x)
         return SegmentationOutput(at_least_float32(logits))

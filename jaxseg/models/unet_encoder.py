@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxseg.backbones.mobilenet_v2 import mobilenet_v2
 from jaxseg.backbones.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
 from jaxseg.backbones.vgg import vgg16_bn
-from jaxseg.layers import BatchNorm, ConvNormAct, at_least_float32
+from jaxseg.layers import BatchNorm, Conv, ConvNormAct, at_least_float32
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.resize import resize_nearest
 
@@ -59,7 +59,7 @@ class EncoderUNet(nn.Module):
                 x = jnp.concatenate([x, to], -1)
             for j in (1, 2):
                 x = conv(features, name=f"blocks_{i}_conv{j}")(x, train=train)
-        logits = nn.Conv(self.num_classes, (3, 3), padding=[(1, 1)] * 2, dtype=self.dtype, name="logits")(x)
+        logits = Conv(self.num_classes, (3, 3), padding=[(1, 1)] * 2, dtype=self.dtype, name="logits")(x)
         return SegmentationOutput(at_least_float32(logits))
 
 

@@ -1,5 +1,6 @@
 """Convolutions that XLA is slow at on CPU, in the form that each platform is fast at."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,9 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["atrous_conv", "conv_transpose", "fully_connected_conv"]
+__all__ = ["atrous_conv", "conv", "conv_transpose", "fully_connected_conv"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+LEAST_CHANNELS = 32  # below, turning an image round takes what the products save
+LEAST_PIXELS = 512
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 def _dilated(x: Array, kernel: Array, strides: tuple[int, int], padding: tuple[tuple[int, int], ...]) -> Array:
@@ -149,3 +154,90 @@ def atrous_conv(
     return jax.lax.platform_dependent(
         x, kernel, cpu=lambda x, kernel: _shifted_products(x, kernel, pads, dilation), default=by_xla
     )
+
+
+def _pointwise(x: Array, kernel: Array) -> Array:
+    return jax.lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+
+
+def _kernel_gradient(x: Array, slope: Array, strides: tuple[int, int], pads: Pads, window: tuple[int, int]) -> Array:
+    """The gradient for a kernel: for each of its columns the rows of `x` over those of `slope`.
+
+    Of the convolution whose window is the whole of `slope`; a channel's pixels of a row lie side by side.
+    """
+    (n, h2, w2, features), c = slope.shape, x.shape[-1]
+    rows = (h2 - 1) * strides[0] + window[0]
+    still = jax.lax.optimization_barrier  # or XLA turns the image round once for every column
+    x = still(jnp.pad(still(x.transpose(3, 1, 0, 2)), ((0, 0), pads[0], (0, 0), pads[1]))[:, :rows])
+    slope = slope.transpose(1, 0, 2, 3).reshape(h2, n * w2, features)
+    columns = []
+    for j in range(window[1]):
+        seen = jax.lax.slice_in_dim(x, j, j + (w2 - 1) * strides[1] + 1, strides[1], 3)
+        seen = still(seen.reshape(c, rows, n * w2))
+        dims = ("NHC", "HIO", "NHC")
+        columns.append(
+            jax.lax.conv_general_dilated(seen, slope, (1,), "VALID", rhs_dilation=strides[:1], dimension_numbers=dims)
+        )
+    return jnp.stack(columns).transpose(2, 0, 1, 3)
+
+
+def _by_xla(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
+    return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_LAYOUT)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _conv(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
+    return _by_xla(x, kernel, strides, pads)
+
+
+@_conv.defjvp
+def _(strides: tuple[int, int], pads: Pads, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    y = _conv(x, kernel, strides, pads)
+
+    def along(x: Array, dkernel: Array) -> Array:
+        """`_by_xla`, written as what has `_kernel_gradient` for its transpose."""
+        gradient = functools.partial(_kernel_gradient, x, strides=strides, pads=pads, window=kernel.shape[:2])
+        (out,) = jax.linear_transpose(gradient, y)(dkernel)
+        return out
+
+    by_xla = functools.partial(_by_xla, strides=strides, pads=pads)
+    by_kernel = jax.lax.platform_dependent(x, dkernel, cpu=along, default=by_xla)
+    return y, _conv(dx, kernel, strides, pads) + by_kernel
+
+
+def conv(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw c2 features"],
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **options: Any,
+) -> Float[Array, "n h2 w2 features"]:
+    """`jax.lax.conv_general_dilated`, for `nn.Conv` to call, with the forms and gradients that suit a CPU there.
+
+    Holes go to `atrous_conv` and a 1x1 window is one product. The gradient for another kernel is that of
+    convolutions along the height whose channels are a row's pixels: of 256 to 256 channels on 200x200 pixels it takes
+    470 ms (PyTorch 437, jax 0.10.2, one core), and XLA's, which takes the image's pixels one at a time, 2100; of a
+    1x1 window of 1024 to 256 channels on 50x50 pixels 17 (9) and 90. What has groups, or is small, is XLA's.
+    """
+    options = {"dimension_numbers": _LAYOUT} | options
+    holes = tuple(options.get("rhs_dilation") or (1, 1))
+    (kh, kw), strides = kernel.shape[:2], (window_strides[0], window_strides[1])
+
+    def by_xla(x: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+    known = all(isinstance(n, int) for n in x.shape)  # jax.export may leave a size open
+    if not known or options.get("feature_group_count", 1) != 1 or set(options.get("lhs_dilation") or (1, 1)) != {1}:
+        return by_xla(x, kernel)
+    window = [(k - 1) * hole + 1 for k, hole in zip((kh, kw), holes, strict=True)]
+    pads = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, padding) if isinstance(padding, str) else padding
+    (top, bottom), (left, right) = pads
+    if holes != (1, 1):
+        dilated = strides == (1, 1) and (kh, kw) != (1, 1)
+        return atrous_conv(x, kernel, strides, pads, **options) if dilated else by_xla(x, kernel)
+    if (kh, kw, *strides, top, bottom, left, right) == (1, 1, 1, 1, 0, 0, 0, 0):
+        return jax.lax.platform_dependent(x, kernel, cpu=_pointwise, default=by_xla)
+    if max(kernel.shape[2:]) < LEAST_CHANNELS or x.shape[0] * x.shape[1] * x.shape[2] < LEAST_PIXELS:
+        return by_xla(x, kernel)
+    return _conv(x, kernel, strides, ((top, bottom), (left, right)))

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxseg.layers import ConvTranspose
-from jaxseg.ops.conv import atrous_conv, conv_transpose, fully_connected_conv
+from jaxseg.ops.conv import atrous_conv, conv, conv_transpose, fully_connected_conv
 from jaxseg.parallel import make_mesh
 
 # kernel, strides, padding: U-Net's, FCN's, PyTorch's DCGAN, and what divides badly
@@ -163,3 +163,71 @@ def test_atrous_conv_refuses_what_it_is_not():
         atrous_conv(x, kernel, (1, 1), ((2, 2), (2, 2)), rhs_dilation=(2, 2), feature_group_count=2)
     with pytest.raises(ValueError, match=r"no strides or groups, got \(2, 2\) and 1"):
         atrous_conv(x, kernel, (2, 2), ((2, 2), (2, 2)), rhs_dilation=(2, 2))
+
+
+# window, strides, padding, holes, groups, channels: products, strides that leave pixels over, strings, what is XLA's
+@pytest.mark.parametrize(
+    ("window", "strides", "padding", "holes", "groups", "channels"),
+    [
+        ((3, 3), (1, 1), ((1, 1), (1, 1)), None, 1, (5, 32)),
+        ((3, 3), (2, 2), ((1, 1), (1, 1)), None, 1, (32, 4)),
+        ((2, 5), (3, 2), ((0, 2), (3, 1)), None, 1, (3, 32)),
+        ((7, 7), (2, 2), "SAME", None, 1, (3, 32)),
+        ((3, 3), (1, 1), "VALID", (1, 1), 1, (3, 32)),
+        ((1, 1), (1, 1), "SAME", None, 1, (5, 4)),
+        ((1, 1), (2, 2), ((0, 0), (0, 0)), None, 1, (5, 32)),
+        ((1, 1), (1, 1), ((1, 1), (1, 1)), (2, 2), 1, (5, 32)),
+        ((3, 3), (1, 1), "SAME", (2, 2), 1, (5, 32)),
+        ((3, 3), (2, 2), ((2, 2), (2, 2)), (2, 2), 1, (5, 32)),
+        ((3, 3), (1, 1), ((1, 1), (1, 1)), None, 4, (8, 32)),
+        ((3, 3), (1, 1), ((1, 1), (1, 1)), None, 1, (4, 4)),
+    ],
+)
+def test_conv_is_xlas_with_every_derivative(window, strides, padding, holes, groups, channels):
+    """Values, reverse, forward, and reverse over reverse."""
+    rng = np.random.default_rng(0)
+    c, features = channels
+    x = jnp.asarray(rng.standard_normal((2, 17, 19, c), np.float32))
+    kernel = jnp.asarray(rng.standard_normal((*window, c // groups, features), np.float32)) / c
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "rhs_dilation": holes, "feature_group_count": groups}
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def everything(f, x, kernel):
+        loss = lambda x, kernel: jnp.sin(f(x, kernel, strides, padding, **options)).mean()  # noqa: E731
+        slopes = jax.grad(loss, (0, 1))
+        twice = jax.grad(lambda x, kernel: sum((s**2).sum() for s in slopes(x, kernel)), (0, 1))
+        along = jax.jvp(loss, (x, kernel), (x, kernel))
+        return f(x, kernel, strides, padding, **options), slopes(x, kernel), along, twice(x, kernel)
+
+    ours, theirs = (jax.tree.leaves(everything(f, x, kernel)) for f in (conv, jax.lax.conv_general_dilated))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
+
+
+def test_conv_under_vmap_pmap_a_mesh_and_export():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((4, 16, 16, 3), np.float32))
+    kernel = jnp.asarray(rng.standard_normal((3, 3, 3, 32), np.float32))
+    f = functools.partial(conv, window_strides=(1, 1), padding=((1, 1), (1, 1)))
+    y = default_conv(x, kernel)
+    gradient = jax.grad(lambda f, kernel, x: (f(x, kernel) ** 2).sum(), 1)
+    slope = gradient(default_conv, kernel, x)
+    mapped = jax.vmap(f, (0, None))(x[:, None], kernel)[:, 0]
+    pmapped = jax.pmap(f, in_axes=(0, None))(x[:, None], kernel)[:, 0]
+    mesh = make_mesh(data=4, spatial=2)
+    placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data", "spatial")))
+    for other in (mapped, pmapped, jax.jit(f)(placed, kernel)):
+        np.testing.assert_allclose(other, y, atol=1e-4)
+    each = jax.vmap(functools.partial(gradient, f), (None, 0))(kernel, x[:, None])
+    for other in (gradient(f, kernel, x), each.sum(0), jax.jit(functools.partial(gradient, f))(kernel, placed)):
+        np.testing.assert_allclose(other, slope, rtol=1e-5, atol=1e-3 * np.abs(slope).max())
+    exported = jax.export.export(jax.jit(f), platforms=("cpu", "cuda", "tpu"))(
+        jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, h, w, 3"), jnp.float32), kernel
+    )
+    np.testing.assert_allclose(exported.call(x, kernel), y, atol=1e-4)
+
+
+def default_conv(x, kernel):
+    dims = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=dims)
