@@ -156,18 +156,17 @@ def atrous_conv(
     )
 
 
-def _pointwise(x: Array, kernel: Array) -> Array:
-    return jax.lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
-
-
-def _kernel_gradient(x: Array, slope: Array, strides: tuple[int, int], pads: Pads, window: tuple[int, int]) -> Array:
+def _kernel_gradient(
+    x: Array, slope: Array, strides: tuple[int, int], pads: Pads, window: tuple[int, int]
+) -> Float[Array, "kh kw c features"]:
     """The gradient for a kernel: for each of its columns the rows of `x` over those of `slope`.
 
     Of the convolution whose window is the whole of `slope`; a channel's pixels of a row lie side by side.
     """
     (n, h2, w2, features), c = slope.shape, x.shape[-1]
     rows = (h2 - 1) * strides[0] + window[0]
-    still = jax.lax.optimization_barrier  # or XLA turns the image round once for every column
+    still = jax.lax.optimization_barrier  # what is turned round is computed once, and in the order that it lies in
+    slope = still(slope)
     x = still(jnp.pad(still(x.transpose(3, 1, 0, 2)), ((0, 0), pads[0], (0, 0), pads[1]))[:, :rows])
     slope = slope.transpose(1, 0, 2, 3).reshape(h2, n * w2, features)
     columns = []
@@ -181,13 +180,27 @@ def _kernel_gradient(x: Array, slope: Array, strides: tuple[int, int], pads: Pad
     return jnp.stack(columns).transpose(2, 0, 1, 3)
 
 
-def _by_xla(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
-    return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_LAYOUT)
+def _pointwise_gradient(x: Array, slope: Array) -> Float[Array, "1 1 c features"]:
+    x, slope = x.reshape(-1, x.shape[-1]), slope.reshape(-1, slope.shape[-1])
+    return jax.lax.dot_general(x, slope, (((0,), (0,)), ((), ())))[None, None]
+
+
+def _pointwise(x: Array, kernel: Array) -> Array:
+    return jax.lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _conv(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
-    return _by_xla(x, kernel, strides, pads)
+    by_xla = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=strides, padding=pads, dimension_numbers=_LAYOUT
+    )
+    if _is_product(kernel, strides, pads):
+        return jax.lax.platform_dependent(x, kernel, cpu=_pointwise, default=by_xla)
+    return by_xla(x, kernel)
+
+
+def _is_product(kernel: Array, strides: tuple[int, int], pads: Pads) -> bool:
+    return (*kernel.shape[:2], *strides, *pads[0], *pads[1]) == (1, 1, 1, 1, 0, 0, 0, 0)
 
 
 @_conv.defjvp
@@ -196,12 +209,16 @@ def _(strides: tuple[int, int], pads: Pads, primals: Any, tangents: Any) -> tupl
     y = _conv(x, kernel, strides, pads)
 
     def along(x: Array, dkernel: Array) -> Array:
-        """`_by_xla`, written as what has `_kernel_gradient` for its transpose."""
-        gradient = functools.partial(_kernel_gradient, x, strides=strides, pads=pads, window=kernel.shape[:2])
+        """The convolution, written as what has the gradient above for its transpose."""
+        gradient = functools.partial(_pointwise_gradient, x)
+        if not _is_product(kernel, strides, pads):
+            gradient = functools.partial(_kernel_gradient, x, strides=strides, pads=pads, window=kernel.shape[:2])
         (out,) = jax.linear_transpose(gradient, y)(dkernel)
         return out
 
-    by_xla = functools.partial(_by_xla, strides=strides, pads=pads)
+    def by_xla(x: Array, dkernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(x, dkernel, strides, pads, dimension_numbers=_LAYOUT)
+
     by_kernel = jax.lax.platform_dependent(x, dkernel, cpu=along, default=by_xla)
     return y, _conv(dx, kernel, strides, pads) + by_kernel
 
@@ -236,8 +253,6 @@ def conv(
     if holes != (1, 1):
         dilated = strides == (1, 1) and (kh, kw) != (1, 1)
         return atrous_conv(x, kernel, strides, pads, **options) if dilated else by_xla(x, kernel)
-    if (kh, kw, *strides, top, bottom, left, right) == (1, 1, 1, 1, 0, 0, 0, 0):
-        return jax.lax.platform_dependent(x, kernel, cpu=_pointwise, default=by_xla)
-    if max(kernel.shape[2:]) < LEAST_CHANNELS or x.shape[0] * x.shape[1] * x.shape[2] < LEAST_PIXELS:
-        return by_xla(x, kernel)
-    return _conv(x, kernel, strides, ((top, bottom), (left, right)))
+    pads = (top, bottom), (left, right)
+    small = max(kernel.shape[2:]) < LEAST_CHANNELS or x.shape[0] * x.shape[1] * x.shape[2] < LEAST_PIXELS
+    return by_xla(x, kernel) if small and not _is_product(kernel, strides, pads) else _conv(x, kernel, strides, pads)
