@@ -299,6 +299,8 @@ class EqualizedConv(nn.Module):
         x = x.astype(self.dtype)
         if self.resample is not None:
             x = {"doubling": conv_after_doubling, "halving": conv_before_halving}[self.resample](x, kernel)
+        elif self.window == 3:
+            x = conv3x3(x, kernel.astype(self.dtype), (1, 1), [(1, 1)] * 2)
         else:
             dims = ("NHWC", "HWIO", "NHWC")
             x = jax.lax.conv_general_dilated(x, kernel.astype(self.dtype), (1, 1), "SAME", dimension_numbers=dims)

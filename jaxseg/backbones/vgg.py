@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from jaxseg.layers import BatchNorm, Dropout
 from jaxseg.ops.conv import atrous_conv
 from jaxseg.ops.pooling import adaptive_average_pool, dense_max_pool, max_pool, max_pool_with_indices
+from jaxseg.ops.winograd import conv3x3
 
 __all__ = [
     "RGB_MEAN",
@@ -115,7 +116,7 @@ def _stage(vgg: VGG, x: Array, *, stage: int, dilation: int, train: bool) -> lis
             padding="REFLECT" if vgg.reflect else [(pad, pad)] * 2,
             kernel_dilation=dilation,
             kernel_init=he_init,
-            conv_general_dilated=atrous_conv if dilation > 1 else None,
+            conv_general_dilated=atrous_conv if dilation > 1 else conv3x3 if vgg.reflect else None,
             dtype=vgg.dtype,
             name=f"conv{stage}_{i}",
             parent=vgg,
