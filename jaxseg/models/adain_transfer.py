@@ -22,7 +22,7 @@ from jaxseg.ops.doubling import conv_after_doubling
 from jaxseg.ops.resize import resize_bilinear
 from jaxseg.ops.winograd import conv3x3
 
-__all__ = ["ENCODERS", "STYLE_FEATURES", "AdaINTransfer", "vgg16_relu4_1", "vgg19_relu4_1"]
+__all__ = ["ENCODERS", "LEAST", "STYLE_FEATURES", "AdaINTransfer", "vgg16_relu4_1", "vgg19_relu4_1"]
 
 STYLE_FEATURES = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
 LEAST = 9  # pixels: three poolings leave two rows, and a reflection needs two
