@@ -252,7 +252,7 @@ def _product_in_blocks(x: Float[Array, "n c"], kernel: Float[Array, "c f"]) -> F
     """
     n, c = x.shape
     blocks = 8 if c % 8 == 0 else 1
-    return jnp.einsum("nbc,bcf->bnf", x.reshape(n, blocks, -1), kernel.reshape(blocks, c // blocks, -1)).sum(0)
+    return jnp.einsum("nbc,bcf->bnf", x.reshape(n, blocks, c // blocks), kernel.reshape(blocks, c // blocks, -1)).sum(0)
 
 
 class EqualizedDense(nn.Module):

@@ -92,14 +92,14 @@ def _halves(x: Array, axis: int) -> list[Array]:
 
 def _before_by_differences(x: Array, kernel: Array) -> Array:
     n, h, w, _ = x.shape
-    k = _taps(kernel / 4, _wide(x.dtype))
+    k, features = _taps(kernel / 4, _wide(x.dtype)), kernel.shape[-1]
     wide = jnp.pad(x.astype(_wide(x.dtype)), ((0, 0), (1, 1), (1, 1), (0, 0)))
     # Of neighbours a, b, c, d the means b and c have k0 (a - c) + (k0 + k1 + k2) (b + c) + k2 (d - b), halved.
     y = jnp.zeros((), wide.dtype)
     for line, taps in zip(_halves(wide, 1), k, strict=True):
         for seen, tap in zip(_halves(line, 2), taps, strict=True):
             y = y + _product(seen, tap)
-    return y.reshape(n, h // 2, w // 2, -1).astype(x.dtype)
+    return y.reshape(n, h // 2, w // 2, features).astype(x.dtype)
 
 
 def _before(x: Array, kernel: Array) -> Array:

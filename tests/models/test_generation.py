@@ -333,12 +333,18 @@ def test_no_variance_is_no_nan(dtype):
         ("stylegan_discriminator", {"num_classes": 3}, (images_of(16),), {}, "give labels"),
         ("progan_discriminator", {}, (images_of(8),), {}, r"stage 2 sees images \(16, 16, 3\), got \(8, 8, 3\)"),
         ("progan_discriminator", {}, (images_of(16, 6),), {}, "groups of 4 examples, got 6; use a batch of 8"),
+        ("progan_discriminator", {}, (images_of(16, 0),), {}, "one image or more, got none"),
     ],
 )
 def test_bad_input_is_named(name, fields, inputs, options, said):
     model = jaxseg.create_model(name, **{"resolution": 16, **NARROW, **fields})
     with pytest.raises(ValueError, match=said):
         jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), *inputs, **options, train=False))
+
+
+@pytest.mark.parametrize("name", NAMES[::2])
+def test_no_latents_are_no_images(name):
+    assert run(name)(latents(0)).shape == (0, 16, 16, 3)
 
 
 def test_the_papers_configurations_are_values():
