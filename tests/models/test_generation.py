@@ -14,6 +14,7 @@ from jaxseg.models import model_source
 from jaxseg.models.configurations import CONFIGURATIONS
 from jaxseg.models.stylegan import mix_styles
 from jaxseg.weights import WeightsMismatch, from_genforce, load_weights, save_weights, to_genforce
+from jaxseg.weights.convert import published_arguments
 from jaxseg.weights.genforce import blank_variables
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "genforce.npz"
@@ -148,6 +149,28 @@ def test_kernels_after_doublings_are_flipped_from_128_on():
         flipped = kernel[..., ::-1, ::-1]
         np.testing.assert_array_equal(state[f"synthesis.layer{n}.weight"], flipped if size == 128 else kernel)
     assert jax.tree.all(jax.tree.map(np.array_equal, from_genforce(state, model), variables))
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+def test_of_several_networks_the_one_that_is_asked_for(smooth, tmp_path):
+    """A checkpoint of genforce's has the generator, its average, and the discriminator."""
+    state = {}
+    for network, name in (("generator", NAMES[2]), ("generator_smooth", NAMES[2]), ("discriminator", NAMES[3])):
+        model, variables = case(name)
+        named = to_genforce(
+            model, variables if network != "generator" or not smooth else jax.tree.map(np.negative, variables)
+        )
+        state |= {
+            f"{network}.{entry}": array for entry, array in named.items() if smooth or network != "generator_smooth"
+        }
+    np.savez(tmp_path / "checkpoint.npz", **state)
+    for name in NAMES[2:]:
+        model, variables = case(name)
+        assert jax.tree.all(jax.tree.map(np.array_equal, load_weights(tmp_path / "checkpoint.npz", model), variables))
+        arguments, _ = published_arguments(name, tmp_path / "checkpoint.npz")
+        assert (arguments["resolution"], arguments["num_classes"]) == (16, 0)
+    with pytest.raises(WeightsMismatch, match=r"missing: layer0\.bias"):
+        load_weights(tmp_path / "checkpoint.npz", case(NAMES[0])[0])
 
 
 def test_what_does_not_fit_is_named():
