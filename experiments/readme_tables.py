@@ -105,6 +105,27 @@ def generation() -> str:
     return markdown(titles, rows)
 
 
+def generators() -> str:
+    """Processor milliseconds beside PyTorch, and their sum."""
+    names = {
+        "generator": "StyleGAN's generator, forward",
+        "discriminator_r1": "its discriminator's gradient of the logistic loss with R1",
+        "adain": "AdaIN of features at relu4_1, 512 channels",
+        "doubling_blur": "a doubling, a 3x3 convolution from 256 to 128 channels, the blur",
+        "stylize": "stylization, style and all",
+    }
+    found = _read("generation_cpu.json")
+    times = [[row["times"][what]["ms"] for what in ("jaxseg", "torch eager")] for row in found]
+    whats = [[names[row["model"]], f"{row['batch']}x{row['size'][0]}x{row['size'][1]}"] for row in found]
+    rows = [
+        [*what, *(f"{ms:,.0f}" for ms in pair), f"{pair[1] / pair[0]:.2f}"]
+        for what, pair in zip(
+            [*whats, ["in total", ""]], [*times, [sum(t) for t in zip(*times, strict=True)]], strict=True
+        )
+    ]
+    return markdown(("what", "images", "jaxseg, ms", "PyTorch, ms", "times as fast"), rows, left=2)
+
+
 def clustering() -> str:
     """Seconds beside scikit-learn's Lloyd and SciPy's eigsh."""
     found = _read("clustering_cpu.json")
@@ -127,6 +148,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "clustering": clustering,
     "spatial": spatial,
     "generation": generation,
+    "generators": generators,
 }
 
 

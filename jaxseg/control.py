@@ -60,8 +60,10 @@ def linear_direction(
 def orthogonal_to(vector: Float[np.ndarray, "d"], others: Sequence[Float[np.ndarray, "d"]]) -> Float[np.ndarray, "d"]:
     """The unit vector nearest to `vector` along which the attributes of `others` stay (the same, section 3.3).
 
-    Raises ValueError where `vector` lies in the span of the others.
+    Raises ValueError where `vector` is zero, or lies in the span of the others.
     """
+    if not np.any(vector):
+        raise ValueError("a direction is not zero: there is no unit vector along it")
     if not len(others):
         return vector / np.linalg.norm(vector)
     basis = np.linalg.svd(np.stack(others), full_matrices=False)

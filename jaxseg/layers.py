@@ -253,7 +253,7 @@ def _product_in_blocks(x: Float[Array, "n c"], kernel: Float[Array, "c f"]) -> F
     """
     n, c = x.shape
     blocks = 8 if c % 8 == 0 else 1
-    return jnp.einsum("nbc,bcf->bnf", x.reshape(n, blocks, -1), kernel.reshape(blocks, c // blocks, -1)).sum(0)
+    return jnp.einsum("nbc,bcf->bnf", x.reshape(n, blocks, c // blocks), kernel.reshape(blocks, c // blocks, -1)).sum(0)
 
 
 class EqualizedDense(nn.Module):
@@ -300,9 +300,10 @@ class EqualizedConv(nn.Module):
         x = x.astype(self.dtype)
         if self.resample is not None:
             x = {"doubling": conv_after_doubling, "halving": conv_before_halving}[self.resample](x, kernel)
+        elif self.window == 3:
+            x = conv3x3(x, kernel.astype(self.dtype), (1, 1), [(1, 1)] * 2)
         else:
-            dims = ("NHWC", "HWIO", "NHWC")
-            x = jax.lax.conv_general_dilated(x, kernel.astype(self.dtype), (1, 1), "SAME", dimension_numbers=dims)
+            x = conv(x, kernel.astype(self.dtype), (1, 1), "SAME")
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
         return x

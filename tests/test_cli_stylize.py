@@ -71,12 +71,34 @@ def test_a_film_is_compiled_once(folder, monkeypatch, capsys):
         (["--alpha", 1.5], "--alpha lies between 0 (content) and 1 (style), got 1.5"),
         (["--style-weights", 1, 2], "--style-weights takes one for each of the 1 styles, got 2"),
         (["--style-weights", 0], "not all zero"),
-        (["--size", 5], "h, w of at least 9"),
+        (["--style-weights", "nan"], "--style-weights are finite, not negative"),
+        (["--style-weights", "inf"], "--style-weights are finite, not negative"),
+        (["--size", 5], "--size is a shorter side of at least 9 pixels, got 5"),
     ],
 )
 def test_mistakes(folder, capsys, words, said):
     assert command(folder, *words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_what_is_too_small_is_named(folder, capsys):
+    Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(folder / "pixel.png")
+    said = "pixel.png has (1, 1) pixels, and style transfer needs 9 or more a side; enlarge it, for all with --size"
+    assert command(folder, styles=("pixel.png",)) == 2
+    assert said in capsys.readouterr().err
+    assert command(folder, content="pixel.png") == 2
+    assert said in capsys.readouterr().err
+    assert command(folder, "--size", 12, styles=("pixel.png",)) == 0
+
+
+def test_what_is_read_is_not_written_over(folder, capsys):
+    before = (folder / "film" / "2.png").read_bytes()
+    for words in (["--out", folder / "film"], ["--out", folder / "film" / ".." / "film"]):
+        assert command(folder, *words, content="film") == 2
+        assert "1.png would be written over; give another --out" in capsys.readouterr().err
+    assert command(folder, "--out", folder, content="film/1.png", styles=("a.png",)) == 0  # no input is 1.png there
+    assert command(folder, "--out", folder, content="photo.png") == 2
+    assert (folder / "film" / "2.png").read_bytes() == before
 
 
 def test_weights_are_asked_for(folder, capsys):

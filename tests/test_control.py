@@ -37,6 +37,9 @@ def test_orthogonal_to_keeps_the_others():
     np.testing.assert_allclose(orthogonal_to(2 * TRUE, []), TRUE / np.linalg.norm(TRUE))
     with pytest.raises(ValueError, match="nothing is left"):
         orthogonal_to(TRUE, [TRUE * 2, others[0]])
+    for held in ([], others):
+        with pytest.raises(ValueError, match="a direction is not zero"):
+            orthogonal_to(np.zeros(6), held)
 
 
 def test_edits_are_a_strip():

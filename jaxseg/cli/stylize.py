@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 import pathlib
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 from jaxseg.cli.arguments import bar
 from jaxseg.data import IMAGE_SUFFIXES, DataError, read_image
-from jaxseg.models.adain_transfer import ENCODERS, AdaINTransfer
+from jaxseg.models.adain_transfer import ENCODERS, LEAST, AdaINTransfer
 from jaxseg.ops.color import match_colors
 from jaxseg.runs import load_variables
 from jaxseg.weights import load_adain_transfer
@@ -49,11 +50,16 @@ class Stylize:
     """Shorter side in pixels of content and styles; by default as they are."""
 
 
-def _scaled(image: np.ndarray, size: int | None) -> np.ndarray:
-    if size is None or min(image.shape[:2]) == size:
-        return image
-    h, w = (round(side * size / min(image.shape[:2])) for side in image.shape[:2])
-    return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
+def _image(path: pathlib.Path, size: int | None) -> np.ndarray:
+    """A file's pixels, `size` on the shorter side. Raises DataError where they are too few to stylize."""
+    image = read_image(path)
+    if size is not None and min(image.shape[:2]) != size:
+        h, w = (round(side * size / min(image.shape[:2])) for side in image.shape[:2])
+        image = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
+    if min(image.shape[:2]) < LEAST:
+        few = f"{path} has {image.shape[:2]} pixels, and style transfer needs {LEAST} or more a side"
+        raise DataError(f"{few}; enlarge it, for all with --size")
+    return image
 
 
 def _regions(paths: tuple[pathlib.Path, ...], size: tuple[int, int]) -> np.ndarray:
@@ -133,22 +139,29 @@ def _check(config: Stylize) -> None:
             raise ValueError(f"{option} takes one for each of the {len(config.styles)} styles, got {len(given)}")
     if config.style_weights and config.masks:
         raise ValueError("--style-weights blends styles everywhere, --masks gives each a region: use one of them")
-    if config.style_weights and (min(config.style_weights) < 0 or sum(config.style_weights) == 0):
-        raise ValueError(f"--style-weights are not negative and not all zero, got {config.style_weights}")
+    if config.style_weights and not (min(config.style_weights) >= 0 and 0 < sum(config.style_weights) < math.inf):
+        raise ValueError(f"--style-weights are finite, not negative and not all zero, got {config.style_weights}")
+    if config.size is not None and config.size < LEAST:
+        raise ValueError(f"--size is a shorter side of at least {LEAST} pixels, got {config.size}")
 
 
 def stylize_command(config: Annotated[Stylize, tyro.conf.arg(name="")]) -> int:
     """Style transfer: photographs, or the frames of a film, in the style of paintings."""
     _check(config)
     files = _content_files(config.content)
-    styles = tuple(_scaled(read_image(path), config.size) for path in config.styles)
+    read = {path.resolve() for path in (*files, *config.styles, *config.masks)}
+    for path in files:
+        written = config.out / f"{path.stem}.png"
+        if written.resolve() in read:
+            raise DataError(f"{written} would be written over; give another --out")
+    styles = tuple(_image(path, config.size) for path in config.styles)
     model, variables = _model(config)
     run = stylizer(model, variables, preserve_color=config.preserve_color)
     weights = jnp.array(config.style_weights) if config.style_weights else None
     config.out.mkdir(parents=True, exist_ok=True)
     with bar("stylizing") as progress:
         for done, path in enumerate(files, 1):
-            content = _scaled(read_image(path), config.size)
+            content = _image(path, config.size)
             masks = _regions(config.masks, content.shape[:2]) if config.masks else None
             image = run(content, styles, weights, masks, config.alpha)
             Image.fromarray(np.asarray(image)).save(config.out / f"{path.stem}.png")

@@ -28,6 +28,9 @@ def _rows(*sets: np.ndarray, least: int) -> list[np.ndarray]:
         if rows.ndim != 2 or len(rows) < least or rows.shape[1] != found[0].shape[1]:
             shapes = " and ".join(str(r.shape) for r in found)
             raise ValueError(f"features are rows, {least} or more, of one length in every set; got {shapes}")
+        finite = np.isfinite(rows).all(1)
+        if not finite.all():
+            raise ValueError(f"features are finite; row {np.argmin(finite)} of a set is not, of {len(rows)}")
     return found
 
 
@@ -83,6 +86,8 @@ def precision_recall(
     images: Float[np.ndarray, "n d"], reals: Float[np.ndarray, "m e"], *, neighbours: int = 3, block: int = 4096
 ) -> PrecisionRecall:
     """Improved precision and recall: coverage by balls to the k-th neighbour (Kynkaanniemi et al. 2019, eq. 1-2)."""
+    if neighbours < 1:
+        raise ValueError(f"precision_recall needs one neighbour or more, got {neighbours}")
     a, b = _rows(images, reals, least=neighbours + 1)
     return PrecisionRecall(_covered(a, b, neighbours, block), _covered(b, a, neighbours, block))
 

@@ -1,7 +1,8 @@
 """A 3x3 convolution after a doubling by copies, or before a halving by means: together cheaper than one by one.
 
 Of a doubled image's nine pixels under a kernel four at most differ, and the kernel can be summed over copies
-first: 16 products for 36. On CPU both are one matrix product whose rows are patches. The kernel may be wider than the
+first: 16 products for 36. On CPU differences of neighbours are taken first, and 9 products are left (Winograd's
+F(2x2, 3x3) has 16 for four pixels, of which the copies, or the means, spare 7). The kernel may be wider than the
 image: its sums are taken first.
 """
 
@@ -15,32 +16,47 @@ from jaxseg.ops.resize import resize_nearest
 __all__ = ["conv_after_doubling", "conv_before_halving"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# [phase, pixel of two, tap]: what an even and an odd pixel of the doubled image see of two pixels of the small one
-_AFTER = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
 # [pixel of four, tap]: what the mean of two neighbours sees
 _BEFORE = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]], np.float32) / 2
 
 
-def _windows(x: Array) -> Array:
-    """Each 2x2 window of `[n, h, w, c]` as a row: `[n, h - 1, w - 1, 4 c]`."""
-    h, w = x.shape[1] - 1, x.shape[2] - 1
-    return jnp.concatenate([x[:, i : i + h, j : j + w] for i in (0, 1) for j in (0, 1)], -1)
+def _wide(dtype: jnp.dtype) -> jnp.dtype:
+    return jnp.promote_types(dtype, jnp.float32)
 
 
-def _summed(kernel: Array, subscripts: str, sums: np.ndarray, dtype: jnp.dtype) -> Array:
-    """The kernel's sums, in its own dtype, and then in that of the image."""
-    table = jnp.asarray(sums, kernel.dtype)
-    return jnp.einsum(subscripts, table, table, kernel, precision=jax.lax.Precision.HIGHEST).astype(dtype)
+def _taps(kernel: Array, dtype: jnp.dtype) -> list[list[Array]]:
+    """Along each axis the first tap, the sum of the three, and the last: of differences, pixels, and differences."""
+    lines = kernel[0], kernel.sum(0), kernel[2]
+    return [[tap.astype(dtype) for tap in (line[0], line.sum(0), line[2])] for line in lines]
 
 
-def _after_by_product(x: Array, kernel: Array, edge: bool) -> Array:
-    n, h, w, c = x.shape
+def _product(x: Array, *taps: Array) -> Array:
+    """Rows, which XLA multiplies faster than an image; the last axis but one is that of `taps`."""
+    y = x.reshape(-1, x.shape[-1]) @ jnp.concatenate(taps, 1)
+    return y.reshape(*x.shape[:-1], len(taps), taps[0].shape[-1])
+
+
+def _after_by_differences(x: Array, kernel: Array, edge: bool) -> Array:
+    n, h, w, _ = x.shape
     features = kernel.shape[-1]
-    rows = _windows(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge" if edge else "constant"))
-    matrix = _summed(kernel, "art,bsu,tucf->rscabf", _AFTER, x.dtype).reshape(4 * c, 4 * features)
-    y = (rows.reshape(-1, 4 * c) @ matrix).reshape(n, h + 1, w + 1, 2, 2, features)
-    phases = [jnp.stack([y[:, a : a + h, b : b + w, a, b] for b in (0, 1)], 3) for a in (0, 1)]
-    return jnp.stack(phases, 2).reshape(n, 2 * h, 2 * w, features)
+    dtype, x = x.dtype, x.astype(_wide(x.dtype))
+    wide = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge" if edge else "constant")
+    k = _taps(kernel, x.dtype)
+    # Along an axis pixel 2 i is (k0 + k1 + k2) x[i] - k0 (x[i] - x[i - 1]), and the next k2 (x[i + 1] - x[i]) more.
+    down = wide[:, 1:] - wide[:, :-1]
+    along = wide[:, 1:-1, 1:] - wide[:, 1:-1, :-1]
+    both = down[:, :, 1:] - down[:, :, :-1]
+    centre = _product(x, k[1][1])
+    rows = _product(down[:, :, 1:-1], -k[0][1], k[2][1])
+    columns = _product(along, -k[1][0], k[1][2])
+    corners = _product(both, k[0][0], -k[0][2], -k[2][0], k[2][2])
+
+    def phase(a: int, b: int) -> Array:
+        y, x = slice(a, a + h), slice(b, b + w)
+        return centre[..., 0, :] + rows[:, y, :, a] + columns[:, :, x, b] + corners[:, y, x, 2 * a + b]
+
+    phases = [jnp.stack([phase(a, b) for b in (0, 1)], 3) for a in (0, 1)]
+    return jnp.stack(phases, 2).reshape(n, 2 * h, 2 * w, features).astype(dtype)
 
 
 def _after(x: Array, kernel: Array, edge: bool) -> Array:
@@ -61,27 +77,38 @@ def conv_after_doubling(
     return jax.lax.platform_dependent(
         x,
         kernel,
-        cpu=lambda x, kernel: _after_by_product(x, kernel, edge),
+        cpu=lambda x, kernel: _after_by_differences(x, kernel, edge),
         default=lambda x, kernel: _after(x, kernel, edge),
     )
 
 
-def _before_by_product(x: Array, kernel: Array) -> Array:
-    n, h, w, c = x.shape
-    h, w, features = h // 2, w // 2, kernel.shape[-1]
-    blocks = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(n, h + 1, 2, w + 1, 2, c)
-    rows = _windows(blocks.transpose(0, 1, 3, 2, 4, 5).reshape(n, h + 1, w + 1, 4 * c))
-    matrix = _summed(kernel, "rt,su,tucf->rscf", _BEFORE, x.dtype).reshape(2, 2, 2, 2, c, features)
-    matrix = matrix.transpose(0, 2, 1, 3, 4, 5).reshape(16 * c, features)
-    return (rows.reshape(-1, 16 * c) @ matrix).reshape(n, h, w, features)
+def _halves(x: Array, axis: int) -> list[Array]:
+    """What the first tap, the sum of the three, and the last see along an axis that has a border of one."""
+    pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
+    odd, even = (jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
+    before, after = ((slice(None),) * axis + (at,) for at in (slice(None, -1), slice(1, None)))
+    return [odd[before] - odd[after], even[before] + odd[after], even[after] - even[before]]
+
+
+def _before_by_differences(x: Array, kernel: Array) -> Array:
+    n, h, w, _ = x.shape
+    k, features = _taps(kernel / 4, _wide(x.dtype)), kernel.shape[-1]
+    wide = jnp.pad(x.astype(_wide(x.dtype)), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    # Of neighbours a, b, c, d the means b and c have k0 (a - c) + (k0 + k1 + k2) (b + c) + k2 (d - b), halved.
+    y = jnp.zeros((), wide.dtype)
+    for line, taps in zip(_halves(wide, 1), k, strict=True):
+        for seen, tap in zip(_halves(line, 2), taps, strict=True):
+            y = y + _product(seen, tap)
+    return y.reshape(n, h // 2, w // 2, features).astype(x.dtype)
 
 
 def _before(x: Array, kernel: Array) -> Array:
-    kernel = _summed(kernel, "rt,su,tucf->rscf", _BEFORE, x.dtype)
+    table = jnp.asarray(_BEFORE, kernel.dtype)
+    kernel = jnp.einsum("rt,su,tucf->rscf", table, table, kernel, precision=jax.lax.Precision.HIGHEST)
     pad = ((1, 1), (1, 1))
-    return jax.lax.conv_general_dilated(x, kernel, (2, 2), pad, dimension_numbers=_LAYOUT)
+    return jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (2, 2), pad, dimension_numbers=_LAYOUT)
 
 
 def conv_before_halving(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c f"]) -> Float[Array, "n h2 w2 f"]:
     """Means over 2x2 pixels of `kernel` over `x`, with zeros beyond the border; h and w are even."""
-    return jax.lax.platform_dependent(x, kernel, cpu=_before_by_product, default=_before)
+    return jax.lax.platform_dependent(x, kernel, cpu=_before_by_differences, default=_before)

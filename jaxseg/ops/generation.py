@@ -43,6 +43,8 @@ def minibatch_stddev(
     """
     every = jax.lax.all_gather(x, BATCH_AXIS, tiled=True) if in_mapped_batch() else x
     n = every.shape[0]
+    if n == 0:
+        raise ValueError("minibatch_stddev needs a batch of one image or more, got none")
     size = min(group_size, n)
     if n % size:
         raise ValueError(

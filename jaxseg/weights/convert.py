@@ -16,7 +16,7 @@ from jaxseg.models.adain_transfer import ENCODERS, AdaINTransfer
 from jaxseg.models.pspnet import POOLS
 from jaxseg.weights.files import read_weights
 from jaxseg.weights.folder import describing, description, weights_file
-from jaxseg.weights.genforce import genforce_fields
+from jaxseg.weights.genforce import genforce_fields, network_of
 from jaxseg.weights.published import (
     GENERATION,
     Loaded,
@@ -119,6 +119,7 @@ def published_arguments(
     state = read_weights(file)
     model: Any = create_model(name, num_classes or 1, **fields)
     if isinstance(model, GENERATION) and not any(entry.startswith("params/") for entry in state):
+        state = dict(network_of(state, model))
         found = genforce_fields(state)
         count = max(found.pop("num_classes") - (getattr(model, "condition", "") == "auxiliary"), 0)  # less the score
         return {"name": name, "num_classes": count if num_classes is None else num_classes, **found, **fields}, state

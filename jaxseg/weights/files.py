@@ -61,12 +61,22 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is no whole .npz file: {error}") from error
 
 
+def _holds_arrays(tree: dict) -> bool:
+    return all(isinstance(name, str) and isinstance(value, np.ndarray) for name, value in tree.items())
+
+
 def _read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
     tree = read_pth(path)
-    for key in ("state_dict", "model"):  # training checkpoints wrap it
+    for key in ("state_dict", "model", "models"):  # training checkpoints wrap it
         if isinstance(tree, dict) and isinstance(tree.get(key), dict):
             tree = tree[key]
-    if not isinstance(tree, dict) or not all(isinstance(v, np.ndarray) for v in tree.values()):
+    if not isinstance(tree, dict):
+        tree = {}
+    if networks := {
+        name: part for name, part in tree.items() if isinstance(part, dict) and part and _holds_arrays(part)
+    }:
+        tree = {f"{network}.{name}": array for network, part in networks.items() for name, array in part.items()}
+    if not tree or not _holds_arrays(tree):
         raise ValueError(f"{path} holds no state_dict: names with one tensor each")
     return tree
 
@@ -82,6 +92,8 @@ READERS = {
 
 def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Arrays by name, from a `.pth`, `.pt` or `.bin` (read without PyTorch), `.safetensors` or `.npz` file.
+
+    Of a checkpoint with several networks each one's name comes first: `generator.` and `discriminator.`
 
     Raises ValueError for another suffix, or a file that is not whole or expands beyond reason; `UnsafePickle` as
     `read_pth`; OSError for one that is not there.

@@ -18,7 +18,7 @@ from jaxseg.models.progan import GrowingDiscriminator, ProGANGenerator
 from jaxseg.models.stylegan import StyleGANGenerator
 from jaxseg.weights.vgg import WeightsMismatch
 
-__all__ = ["blank_variables", "from_genforce", "genforce_fields", "genforce_has", "to_genforce"]
+__all__ = ["blank_variables", "from_genforce", "genforce_fields", "genforce_has", "network_of", "to_genforce"]
 
 FUSED_FROM = 128  # resolution
 
@@ -158,6 +158,15 @@ def blank_variables(model: nn.Module) -> dict[str, Any]:
     return dict(jax.eval_shape(lambda *x: model.init(keys, *x, train=False), *inputs))
 
 
+def network_of(state: Mapping[str, np.ndarray], model: nn.Module) -> Mapping[str, np.ndarray]:
+    """Of a checkpoint with several networks the model's: of generators the averaged one, where there is one."""
+    discriminates = isinstance(model, GrowingDiscriminator)
+    for network in ("discriminator.",) if discriminates else ("generator_smooth.", "generator."):
+        if any(name.startswith(network) for name in state):
+            return {name.removeprefix(network): array for name, array in state.items() if name.startswith(network)}
+    return state
+
+
 def _constant(name: str) -> bool:
     """Entries that hold no weights: the stage of growth, and the blur's kernel."""
     return name.endswith("lod") or name.endswith("blur.kernel")
@@ -168,8 +177,10 @@ def from_genforce(
 ) -> dict[str, Any]:
     """Variables of a ProGAN or StyleGAN network with the values of genforce's state_dict.
 
+    The published checkpoints hold a generator, its average and a discriminator: `network_of` takes the model's.
     Raises WeightsMismatch with the names of what is missing, unexpected or misshapen.
     """
+    state = network_of(state, model)
     entries, shapes = _entries(model), traverse_util.flatten_dict(blank_variables(model))
     given = {name: array for name, array in state.items() if not _constant(name)}
     flat, misshapen = {}, []

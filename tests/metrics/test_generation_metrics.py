@@ -63,6 +63,14 @@ def test_features_that_do_not_fit():
         frechet_distance(A, B[:, :4])
     with pytest.raises(ValueError, match="rows, 4 or more"):
         precision_recall(A[:3], B)
+    unknown = A.copy()
+    unknown[3, 2] = np.nan
+    for metric in (frechet_distance, precision_recall):
+        with pytest.raises(ValueError, match="finite; row 3 of a set is not"):
+            metric(B, unknown)
+    for neighbours in (0, -1):
+        with pytest.raises(ValueError, match=f"one neighbour or more, got {neighbours}"):
+            precision_recall(A, B, neighbours=neighbours)
 
 
 def test_path_length_of_a_linear_generator_is_that_of_its_chords():

@@ -14,6 +14,7 @@ from jaxseg.models import model_source
 from jaxseg.models.configurations import CONFIGURATIONS
 from jaxseg.models.stylegan import mix_styles
 from jaxseg.weights import WeightsMismatch, from_genforce, load_weights, save_weights, to_genforce
+from jaxseg.weights.convert import published_arguments
 from jaxseg.weights.genforce import blank_variables
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "genforce.npz"
@@ -148,6 +149,28 @@ def test_kernels_after_doublings_are_flipped_from_128_on():
         flipped = kernel[..., ::-1, ::-1]
         np.testing.assert_array_equal(state[f"synthesis.layer{n}.weight"], flipped if size == 128 else kernel)
     assert jax.tree.all(jax.tree.map(np.array_equal, from_genforce(state, model), variables))
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+def test_of_several_networks_the_one_that_is_asked_for(smooth, tmp_path):
+    """A checkpoint of genforce's has the generator, its average, and the discriminator."""
+    state = {}
+    for network, name in (("generator", NAMES[2]), ("generator_smooth", NAMES[2]), ("discriminator", NAMES[3])):
+        model, variables = case(name)
+        named = to_genforce(
+            model, variables if network != "generator" or not smooth else jax.tree.map(np.negative, variables)
+        )
+        state |= {
+            f"{network}.{entry}": array for entry, array in named.items() if smooth or network != "generator_smooth"
+        }
+    np.savez(tmp_path / "checkpoint.npz", **state)
+    for name in NAMES[2:]:
+        model, variables = case(name)
+        assert jax.tree.all(jax.tree.map(np.array_equal, load_weights(tmp_path / "checkpoint.npz", model), variables))
+        arguments, _ = published_arguments(name, tmp_path / "checkpoint.npz")
+        assert (arguments["resolution"], arguments["num_classes"]) == (16, 0)
+    with pytest.raises(WeightsMismatch, match=r"missing: layer0\.bias"):
+        load_weights(tmp_path / "checkpoint.npz", case(NAMES[0])[0])
 
 
 def test_what_does_not_fit_is_named():
@@ -333,12 +356,18 @@ def test_no_variance_is_no_nan(dtype):
         ("stylegan_discriminator", {"num_classes": 3}, (images_of(16),), {}, "give labels"),
         ("progan_discriminator", {}, (images_of(8),), {}, r"stage 2 sees images \(16, 16, 3\), got \(8, 8, 3\)"),
         ("progan_discriminator", {}, (images_of(16, 6),), {}, "groups of 4 examples, got 6; use a batch of 8"),
+        ("progan_discriminator", {}, (images_of(16, 0),), {}, "one image or more, got none"),
     ],
 )
 def test_bad_input_is_named(name, fields, inputs, options, said):
     model = jaxseg.create_model(name, **{"resolution": 16, **NARROW, **fields})
     with pytest.raises(ValueError, match=said):
         jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), *inputs, **options, train=False))
+
+
+@pytest.mark.parametrize("name", NAMES[::2])
+def test_no_latents_are_no_images(name):
+    assert run(name)(latents(0)).shape == (0, 16, 16, 3)
 
 
 def test_the_papers_configurations_are_values():

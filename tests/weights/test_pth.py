@@ -340,6 +340,10 @@ def test_read_weights_by_suffix(tmp_path):
     state = {"a.weight": Tensor(x, 0, (3,), (1,))}
     path = write_zip(tmp_path / "w.pt", dumps({"epoch": 1, "state_dict": state}), [x])
     assert list(read_weights(path)) == ["a.weight"]
+    several = {"iteration": 3, "generator": state, "discriminator": state, "optimizers": {"generator": {"state": {}}}}
+    for tree in (several, {"models": several}):
+        path = write_zip(tmp_path / "w.pt", dumps(tree), [x])
+        assert list(read_weights(path)) == ["generator.a.weight", "discriminator.a.weight"]
     save_file({"a": np.ones(2, np.float32)}, tmp_path / "w.safetensors")
     np.testing.assert_array_equal(read_weights(tmp_path / "w.safetensors")["a"], 1)
     np.savez(tmp_path / "w.npz", a=np.ones(2))
