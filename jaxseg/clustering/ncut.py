@@ -174,14 +174,15 @@ def ncut_graph(
     return NCutResult(labels, pairs.vectors, pairs.values, value)
 
 
+@functools.partial(jax.jit, static_argnames=("space", "radius", "contour_scale"))
 def graph(
     image: Float[Array, "h w c"],
     *,
     space: str = "lab",
     radius: float = 5.0,
-    sigma_feature: float = 0.4,
-    sigma_distance: float = 8.0,
-    sigma_contour: float | None = 0.1,
+    sigma_feature: float | Real[Array, ""] = 0.4,
+    sigma_distance: float | Real[Array, ""] = 8.0,
+    sigma_contour: float | Real[Array, ""] | None = 0.1,
     contour_scale: float | None = None,
 ) -> Affinity:
     """The graph of an RGB image in [0, 1]; with `sigma_contour` None, without intervening contours.

@@ -68,10 +68,10 @@ def _shift(x: Float[Array, "*c h w"], dy: int, dx: int, fill: float = 0.0) -> Fl
     return x[..., max(dy, 0) : max(dy, 0) + h, max(dx, 0) : max(dx, 0) + w]
 
 
-def _assemble(planes: list[Array], offsets: tuple[tuple[int, int], ...], self_weight: Array) -> Affinity:
+def _assemble(planes: Array | list[Array], offsets: tuple[tuple[int, int], ...], self_weight: Array) -> Affinity:
     r = reach(offsets)
     h, w = self_weight.shape
-    weights = jnp.stack(planes) if planes else jnp.zeros((0, h, w), self_weight.dtype)
+    weights = jnp.stack(planes) if offsets else jnp.zeros((0, h, w), self_weight.dtype)
     # slices of what is padded once: a pad for each shift is much more code to compile
     weights = jax.lax.optimization_barrier(jnp.pad(weights, ((0, 0), (r, 0), (r, r))))
     diagonal = jnp.zeros_like(self_weight)
@@ -112,20 +112,32 @@ def pixel_affinity(
     def shifted(x):
         """x at (y + dy, x + dx), as slices of one padded array."""
         x = jax.lax.optimization_barrier(jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, r), (r, r)]))
-        return lambda dy, dx: x[..., dy : dy + h, r + dx : r + dx + w]
+        origin = [0] * (x.ndim - 2)
+        return lambda dy, dx: jax.lax.dynamic_slice(x, [*origin, dy, r + dx], (*x.shape[:-2], h, w))
 
     others = shifted(channels)
     contours = None if contour is None else shifted(contour)
-    planes = []
-    for dy, dx in offsets:
+
+    def plane(edge):
+        offset, line = edge
+        dy, dx = offset
         exponent = jnp.sum((channels - others(dy, dx)) ** 2, axis=0) / sigma_feature**2
         exponent = exponent + (dy * dy + dx * dx) / sigma_distance**2
         if contours is not None:
-            strongest = functools.reduce(jnp.maximum, [contours(*at) for at in _line(dy, dx)])
+            strongest = functools.reduce(jnp.maximum, [contours(*at) for at in line])
             exponent = exponent + strongest / sigma_contour
         inside = (rows + dy < h) & (columns + dx >= 0) & (columns + dx < w)
-        planes.append(jnp.where(inside, jnp.exp(-exponent), 0.0))
-    return _assemble(planes, offsets, jnp.full((h, w), 1.0 if self_loops else 0.0, features.dtype))
+        return jnp.where(inside, jnp.exp(-exponent), 0.0)
+
+    self_weight = jnp.full((h, w), 1.0 if self_loops else 0.0, features.dtype)
+    if not offsets:
+        return _assemble([], offsets, self_weight)
+    lines = [_line(*o) for o in offsets]
+    longest = max(map(len, lines))  # the shorter ones look at an end again
+    lines = [line + line[-1:] * (longest - len(line)) for line in lines]
+    # a loop: written out, each edge of a pixel is code to compile, which takes more memory than the graph
+    planes = jax.lax.map(plane, (jnp.array(offsets), jnp.array(lines)))
+    return _assemble(planes, offsets, self_weight)
 
 
 def _terms(affinity: Affinity, y: Float[Array, "m h w"]):
