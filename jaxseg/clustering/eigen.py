@@ -165,8 +165,8 @@ def _lobpcg(
 ) -> Eigenpairs:
     """The k smallest of the block's m pairs, every vector D-orthogonal to the trivial one.
 
-    `more` enters at the first step; later steps enter as many residuals, those of the first vectors that are not
-    yet at `tolerance`. Vectors and their images under D - W stay in two arrays with slots [trivial, x, directions
+    What enters at a step are preconditioned residuals, those of the first vectors that are not yet at `tolerance`,
+    and at the start, before the first iteration, as many of `more` in their stead. Vectors and their images under D - W stay in two arrays with slots [trivial, x, directions
     p]: products with small matrices read and write these whole, and nothing is copied together.
     """
     graph = levels[0]
@@ -209,7 +209,7 @@ def _lobpcg(
         basis, image, values, norms, step = state
         first = jnp.argsort(norms <= tolerance, stable=True)[:entering]
         residuals = image[first + 1] - values[first, None, None] * basis[first + 1] * degree
-        return *enter(basis, image, precondition(residuals)), step + 1
+        return *enter(basis, image, precondition(jnp.where(step < 0, more, residuals))), step + 1
 
     def unfinished(state):
         *_, norms, step = state
@@ -218,7 +218,9 @@ def _lobpcg(
     basis = jnp.zeros((2 * m + 1, *degree.shape)).at[0].set(trivial)
     start = orthonormal(basis, start)
     image = jnp.zeros_like(basis).at[x].set(laplacian_product(graph, start))
-    state = *enter(basis.at[x].set(start), image, more), jnp.int32(0)
+    # the start is a turn of the same loop: a second copy of its body is as much again to compile
+    unknown = jnp.full(m, jnp.inf)
+    state = basis.at[x].set(start), image, jnp.zeros(m), unknown, jnp.int32(-1)
     basis, _, values, norms, steps = jax.lax.while_loop(unfinished, iterate, state)
     return Eigenpairs(values, basis[x], norms, steps)
 
@@ -250,7 +252,7 @@ def smallest_eigenpairs(
     # what a coarse graph cannot hold, such as a few pixels apart from the rest, enters here
     noise = jax.random.normal(jax.random.fold_in(key, 0), (entering, *affinity.degree.shape))
     precondition = functools.partial(_image_cycle, levels, corrections)
-    noise = precondition(noise * jnp.sqrt(affinity.degree))
+    noise = noise * jnp.sqrt(affinity.degree)
     pairs = _lobpcg(levels, precondition, y, noise, k, jnp.float32(tolerance), LEAST_ITERATIONS, max_iterations)
     # signs are free: those of the products with a random image, so that rounding does not choose
     against = jax.random.normal(jax.random.fold_in(key, 1), affinity.degree.shape)

@@ -201,18 +201,22 @@ def coarsen(affinity: Affinity) -> Affinity:
     degree, self_weight = (
         even(x).reshape(ch, 2, cw, 2).sum(axis=(1, 3)) for x in (affinity.degree, affinity.degree - affinity.diagonal)
     )
-    planes: dict[tuple[int, int], Array] = {}
-    for plane, (dy, dx) in zip(affinity.weights, affinity.offsets, strict=True):
-        cells = even(plane[r:, r : r + w]).reshape(ch, 2, cw, 2)
-        for py in (0, 1):
-            for px in (0, 1):
-                at, part = ((py + dy) // 2, (px + dx) // 2), cells[:, py, :, px]
-                if at == (0, 0):
-                    self_weight = self_weight + 2 * part
-                    continue
-                if at < (0, 0):  # the other cell comes first in raster order
-                    part, at = _shift(part, -at[0], -at[1]), (-at[0], -at[1])
-                planes[at] = planes[at] + part if at in planes else part
-    offsets = tuple(sorted(planes))
-    coarse = _assemble([planes[o] for o in offsets], offsets, self_weight)
+    cells = jnp.pad(affinity.weights[:, r:, r : r + w], ((0, 0), (0, 2 * ch - h), (0, 2 * cw - w)))
+    cells = cells.reshape(-1, ch, 2, cw, 2).transpose(0, 2, 4, 1, 3).reshape(-1, ch, cw)
+    joins = [((py + dy) // 2, (px + dx) // 2) for dy, dx in affinity.offsets for py in (0, 1) for px in (0, 1)]
+    # the earlier cell in raster order keeps an edge: where that is the one to the left, `cells` has it at the other
+    back = [max(-dx, 0) if dy == 0 else 0 for dy, dx in joins]
+    joins = [(0, abs(dx)) if dy == 0 else (dy, dx) for dy, dx in joins]
+    offsets = tuple(sorted(set(joins) - {(0, 0)}))
+    slots = [0 if at == (0, 0) else 1 + offsets.index(at) for at in joins]  # the first: edges within a cell
+
+    def add(total, edge):
+        part, slot, back = edge
+        return total.at[slot].add(jax.lax.dynamic_slice(part, (0, back), (ch, cw))), None
+
+    # a loop, as in `pixel_affinity`
+    cells = jnp.pad(cells, ((0, 0), (0, 0), (0, max(back, default=0))))
+    total = jnp.zeros((1 + len(offsets), ch, cw), cells.dtype)
+    total = jax.lax.scan(add, total, (cells, jnp.array(slots, jnp.int32), jnp.array(back, jnp.int32)))[0]
+    coarse = _assemble(total[1:], offsets, self_weight + 2 * total[0])
     return Affinity(coarse.weights, degree, coarse.diagonal, offsets)
