@@ -148,9 +148,6 @@ def _cut(
     return labels, ncut_value(affinity, labels, num_segments)
 
 
-_solve = jax.jit(smallest_eigenpairs, static_argnames=("k", "tolerance"))
-
-
 def ncut_graph(
     affinity: Affinity,
     num_segments: int,
@@ -165,11 +162,11 @@ def ncut_graph(
 ) -> NCutResult:
     """Normalized Cut of a given graph; the arguments are those of `ncut`.
 
-    Two compiled programs, since to compile them as one takes the memory of both.
+    Compiled apart from the eigenpairs, since to compile both as one takes the memory of both.
     """
     k = min(num_eigenvectors or max(1, num_segments - 1), affinity.degree.size - 1)
     solve_key, cut_key = jax.random.split(key)
-    pairs = _solve(affinity, k=max(1, k), key=solve_key, tolerance=tolerance)
+    pairs = smallest_eigenpairs(affinity, max(1, k), key=solve_key, tolerance=tolerance)
     labels, value = _cut(affinity, pairs, num_segments, cut_key, method, max_ncut, stability, restarts, tolerance)
     return NCutResult(labels, pairs.vectors, pairs.values, value)
 
