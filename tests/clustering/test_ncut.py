@@ -3,6 +3,9 @@
 import functools
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -337,3 +340,20 @@ def test_no_worse_than_cut_normalized():
     value = sum(1 - weights[labels == j][:, labels == j].sum() / weights[labels == j].sum() for j in range(k))
     ours = ncut_regions(jnp.asarray(weights, jnp.float32), int(k), key=KEY)
     assert float(ours.ncut_value) <= value * 1.001
+
+
+@pytest.mark.slow
+def test_a_photograph_of_bsds500_is_cut_within_a_gigabyte():
+    """From a bare interpreter to the labels, all programs compiled anew."""
+    pytest.importorskip("resource", reason="needs a Unix")
+    code = (
+        "import resource, sys, numpy as np\n"
+        "from jaxseg.clustering import ncut\n"
+        "x = np.kron(np.random.default_rng(0).random((11, 16, 3)), np.ones((30, 31, 1)))[:321, :481]\n"
+        "ncut((255 * x).astype(np.uint8), 8).labels.block_until_ready()\n"
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(peak if sys.platform == 'darwin' else 1024 * peak)"
+    )
+    env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1e9
