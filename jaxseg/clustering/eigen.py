@@ -171,8 +171,9 @@ def _lobpcg(
     """The k smallest of the block's m pairs, every vector D-orthogonal to the trivial one.
 
     What enters at a step are preconditioned residuals, those of the first vectors that are not yet at `tolerance`,
-    and at the start, before the first iteration, as many of `more` in their stead. Vectors and their images under D - W stay in two arrays with slots [trivial, x, directions
-    p]: products with small matrices read and write these whole, and nothing is copied together.
+    and at the start, before the first iteration, as many of `more` in their stead. Vectors and their images under
+    D - W stay in two arrays with slots [trivial, x, directions p]: products with small matrices read and write
+    these whole, and nothing is copied together.
     """
     graph = levels[0]
     degree = graph.degree
