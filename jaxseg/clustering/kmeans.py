@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Real
 
-from jaxseg.clustering.lloyd import Blocks, block_distances, block_labels, block_sums, moments, to_blocks
+from jaxseg.clustering.lloyd import Blocks, block_distances, block_labels, block_sums, moments, nearest, to_blocks
 from jaxseg.clustering.seeding import kmeans_parallel, kmeans_plus_plus, random_points
 
 __all__ = ["KMeansResult", "as_points", "assign", "default_block_size", "kmeans", "require_finite"]
@@ -68,6 +68,13 @@ def _reseed_empty(blocks: Blocks, old: Array, sums: Array, counts: Array) -> tup
     return jax.lax.cond(jnp.any(counts <= 0), reseed, lambda *s: s, sums, counts)
 
 
+def _means(sums: Array, counts: Array, old: Array) -> Array:
+    """Centroids; those of clusters that stay empty become equal to the nearest, so that ties go by number alone."""
+    filled = counts[:, None] > 0
+    new = jnp.where(filled, sums / jnp.maximum(counts[:, None], 1e-30), jnp.inf)  # infinitely far from all points
+    return jax.lax.cond(jnp.all(filled), lambda: new, lambda: jnp.where(filled, new, new[nearest(old, new)]))
+
+
 def _lloyd(blocks: Blocks, centroids: Array, max_iterations: int, tolerance: Array):
     """Lloyd's iteration until the centroids move by `tolerance` (squared, in sum) or less."""
 
@@ -75,7 +82,7 @@ def _lloyd(blocks: Blocks, centroids: Array, max_iterations: int, tolerance: Arr
         old, step, _ = state
         sums, counts = block_sums(blocks, old)
         sums, counts = _reseed_empty(blocks, old, sums, counts)
-        new = jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts[:, None], 1e-30), old)
+        new = _means(sums, counts, old)
         return new, step + 1, jnp.sum((new - old) ** 2)
 
     def moving(state):

@@ -97,6 +97,17 @@ def test_labels_are_the_same_on_one_and_eight_devices(init):
     np.testing.assert_array_equal(one.labels, eight.labels)
 
 
+@pytest.mark.parametrize("distinct", [1, 3])
+def test_labels_of_few_distinct_points_are_the_same_on_one_and_eight_devices(distinct):
+    x = np.repeat(blobs(distinct, distinct), 800, axis=0)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    one = kmeans(jax.device_put(x, jax.devices()[0]), 9, key=jax.random.key(0), tolerance=0.0)
+    eight = kmeans(sharded, 9, key=jax.random.key(0), tolerance=0.0)
+    np.testing.assert_array_equal(one.labels, eight.labels)
+    assert len(np.unique(one.labels)) == distinct
+
+
 def test_a_batch_of_images_by_vmap():
     x = np.stack([blobs(500, 4, seed=s) for s in range(3)])
     keys = jax.random.split(jax.random.key(0), 3)
