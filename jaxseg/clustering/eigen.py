@@ -283,6 +283,8 @@ def smallest_eigenpairs(
     A graph of fewer than k + 1 vertices with degree has the surplus vectors 0. Two compiled programs unless
     under `jit`: to compile them as one takes the memory of both.
     """
+    if not 1 <= k <= max(1, affinity.degree.size - 1):
+        raise ValueError(f"smallest_eigenpairs needs k from 1 to pixels - 1 = {affinity.degree.size - 1}, got {k}")
     m = min(-(-(k + guard) // 4) * 4, affinity.degree.size)  # XLA's CPU code for 13 vectors is as slow as for 24
     enough = jnp.float32(max(tolerance, 1e-4))  # the image's own iterations do the rest
     levels, start = _start(affinity, key, enough, k=k, m=m, max_iterations=max_iterations)

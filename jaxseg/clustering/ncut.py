@@ -5,7 +5,8 @@ labels = result.labels                      # [H, W]
 """
 
 import functools
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +149,29 @@ def _cut(
     return labels, ncut_value(affinity, labels, num_segments)
 
 
+def _check(
+    pixels: int,
+    num_segments: Any,
+    method: str,
+    num_eigenvectors: int | None,
+    max_ncut: float,
+    restarts: int,
+    tolerance: float,
+) -> None:
+    if isinstance(num_segments, bool) or not isinstance(num_segments, (int, np.integer)):
+        raise ValueError(f"ncut needs num_segments as an integer, got {num_segments!r}")
+    if not 1 <= num_segments <= pixels:
+        raise ValueError(f"ncut needs num_segments from 1 to the number of pixels {pixels}, got {num_segments}")
+    if method not in ("k-way", "recursive"):
+        raise ValueError(f"ncut method is 'k-way' or 'recursive', got {method!r}")
+    if num_eigenvectors is not None and num_eigenvectors < 1:
+        raise ValueError(f"ncut needs num_eigenvectors of 1 or more, or None, got {num_eigenvectors}")
+    if restarts < 1 or not tolerance >= 0 or not max_ncut >= 0:
+        raise ValueError(
+            f"ncut needs restarts >= 1, tolerance >= 0, max_ncut >= 0, got {restarts}, {tolerance}, {max_ncut}"
+        )
+
+
 def ncut_graph(
     affinity: Affinity,
     num_segments: int,
@@ -164,7 +188,9 @@ def ncut_graph(
 
     Compiled apart from the eigenpairs, since to compile both as one takes the memory of both.
     """
-    k = min(num_eigenvectors or max(1, num_segments - 1), affinity.degree.size - 1)
+    size = affinity.degree.size
+    _check(size, num_segments, method, num_eigenvectors, max_ncut, restarts, tolerance)
+    k = min(num_eigenvectors or max(1, num_segments - 1), size - 1)
     solve_key, cut_key = jax.random.split(key)
     pairs = smallest_eigenpairs(affinity, max(1, k), key=solve_key, tolerance=tolerance)
     labels, value = _cut(affinity, pairs, num_segments, cut_key, method, max_ncut, stability, restarts, tolerance)
@@ -172,8 +198,28 @@ def ncut_graph(
 
 
 @functools.partial(jax.jit, static_argnames=("space", "radius", "contour_scale"))
+def _graph(
+    image: Array,
+    sigma_feature: Any,
+    sigma_distance: Any,
+    sigma_contour: Any,
+    *,
+    space: str,
+    radius: float,
+    contour_scale: float | None,
+) -> Affinity:
+    return pixel_affinity(
+        pixel_features(image, space=space),
+        radius=radius,
+        sigma_feature=sigma_feature,
+        sigma_distance=sigma_distance,
+        contour=None if sigma_contour is None else contour_strength(image, contour_scale),
+        sigma_contour=1.0 if sigma_contour is None else sigma_contour,
+    )
+
+
 def graph(
-    image: Float[Array, "h w c"],
+    image: Real[Array, "*s"] | Real[np.ndarray, "*s"],
     *,
     space: str = "lab",
     radius: float = 5.0,
@@ -185,16 +231,15 @@ def graph(
     """The graph of an RGB image in [0, 1]; with `sigma_contour` None, without intervening contours.
 
     `contour_scale`, in pixels, is in proportion to the image unless given. The defaults are those of
-    `experiments/bsds.py`, found on photographs reduced to 240 pixels.
+    `experiments/bsds.py`, found on photographs reduced to 240 pixels. Raises ValueError on a scale that is none.
     """
-    return pixel_affinity(
-        pixel_features(image, space=space),
-        radius=radius,
-        sigma_feature=sigma_feature,
-        sigma_distance=sigma_distance,
-        contour=None if sigma_contour is None else contour_strength(image, contour_scale),
-        sigma_contour=1.0 if sigma_contour is None else sigma_contour,
-    )
+    if not 1 < radius < math.inf:
+        raise ValueError(f"ncut needs a finite radius above 1 pixel to have edges, got {radius}")
+    sigmas = {"sigma_feature": sigma_feature, "sigma_distance": sigma_distance, "sigma_contour": sigma_contour}
+    for name, sigma in sigmas.items():
+        if not (sigma is None or isinstance(sigma, jax.core.Tracer) or sigma > 0):
+            raise ValueError(f"ncut needs {name} above 0, got {sigma}")
+    return _graph(image, **sigmas, space=space, radius=radius, contour_scale=contour_scale)
 
 
 def ncut(
@@ -232,12 +277,7 @@ def ncut(
     """
     rgb = as_rgb(image)
     h, w, _ = rgb.shape
-    if not 1 <= num_segments <= h * w:
-        raise ValueError(f"ncut needs num_segments from 1 to the number of pixels {h * w}, got {num_segments}")
-    if method not in ("k-way", "recursive"):
-        raise ValueError(f"ncut method is 'k-way' or 'recursive', got {method!r}")
-    if radius <= 1:
-        raise ValueError(f"ncut needs radius above 1 pixel to have edges, got {radius}")
+    _check(h * w, num_segments, method, num_eigenvectors, max_ncut, restarts, tolerance)
     if h * w == 1:
         one = jnp.ones((1, 1, 1)), jnp.zeros(1)
         return NCutResult(jnp.zeros((1, 1), jnp.int32), *one, jnp.float32(0.0))

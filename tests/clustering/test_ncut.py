@@ -231,6 +231,7 @@ def image_of(kind):
         "grey and alpha": np.concatenate([rgb[..., :1], alpha], axis=-1),
         "alpha": np.concatenate([rgb, alpha], axis=-1),
         "16 bit": rgb.astype(np.uint16) * 257,
+        "32 bit": rgb.astype(np.uint32) * 16843009,
         "constant": np.full((8, 10, 3), 90, np.uint8),
         "one pixel": rgb[:1, :1],
         "a row": rgb[:1],
@@ -245,6 +246,7 @@ def image_of(kind):
         "grey and alpha",
         "alpha",
         "16 bit",
+        "32 bit",
         "constant",
         "one pixel",
         "a row",
@@ -275,6 +277,46 @@ def test_any_image_is_cut(kind):
 def test_bad_images_are_refused_by_name(image, k, match):
     with pytest.raises(ValueError, match=match):
         ncut(image, k)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"radius": 1.0}, "finite radius above 1 pixel"),
+        ({"radius": math.inf}, "finite radius above 1 pixel"),
+        ({"sigma_feature": 0.0}, "sigma_feature above 0, got 0"),
+        ({"sigma_distance": math.nan}, "sigma_distance above 0, got nan"),
+        ({"sigma_contour": -0.1}, "sigma_contour above 0, got -0.1"),
+        ({"method": "both"}, "'k-way' or 'recursive', got 'both'"),
+        ({"num_eigenvectors": 0}, "num_eigenvectors of 1 or more, or None, got 0"),
+        ({"restarts": 0}, "restarts >= 1"),
+        ({"tolerance": math.nan}, "tolerance >= 0"),
+        ({"method": "recursive", "max_ncut": math.nan}, "max_ncut >= 0"),
+    ],
+)
+def test_bad_options_are_refused_by_name(options, match):
+    with pytest.raises(ValueError, match=match):
+        ncut(noisy_blocks(4, 5), 2, **options)
+
+
+def test_what_is_no_rgb_or_does_not_fit_the_graph_is_refused_by_name():
+    x = noisy_blocks(4, 5)
+    for image in ((255 * x).astype(np.uint8), x[..., :1], x[..., 0]):
+        with pytest.raises(ValueError, match=r"float RGB image .*as_rgb makes one"):
+            any_graph(image)
+    g = graph(x)
+    for k in (0, 20):
+        with pytest.raises(ValueError, match=f"k from 1 to pixels - 1 = 19, got {k}"):
+            smallest_eigenpairs(g, k, key=KEY)
+    for call in ({"num_segments": 21}, {"num_segments": 2, "method": "both"}):
+        with pytest.raises(ValueError, match=r"^ncut "):
+            ncut_graph(g, key=KEY, **call)
+    with pytest.raises(ValueError, match=r"labels from 0 to 1, got 0 to 2"):
+        region_affinity(g, jnp.arange(20).reshape(4, 5) % 3, 2)
+    with pytest.raises(ValueError, match=r"graph's shape \(4, 5\), got \(2, 10\)"):
+        region_affinity(g, jnp.zeros((2, 10), jnp.int32), 2)
+    with pytest.raises(ValueError, match=r"\[R, R\], got \(3, 4\)"):
+        ncut_regions(jnp.ones((3, 4)), 2, key=KEY)
 
 
 @pytest.mark.parity
