@@ -27,6 +27,13 @@ class Cluster:
 
 def cluster_command(config: Annotated[Cluster, tyro.conf.arg(name="")]) -> int:
     """Segment photographs by k-means or Normalized Cut."""
+    if not config.paths:
+        raise ValueError("cluster needs at least one image: jaxseg cluster photo.jpg")
+    stems: dict[str, pathlib.Path] = {}
+    for path in config.paths:
+        if path.stem in stems:
+            raise ValueError(f"{stems[path.stem]} and {path} would both write {path.stem}_{config.method}_labels.png")
+        stems[path.stem] = path
     for path in config.paths:
         files = cluster_image(path, config.out, config.method, config.options)
         print(f"{path}: wrote {', '.join(str(f) for f in files.values())}")

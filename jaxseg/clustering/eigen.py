@@ -105,6 +105,11 @@ def _image_cycle(
     return y + step * (b - laplacian_product(here, y))
 
 
+def _entering(k: int, m: int) -> int:
+    """How many vectors a step adds."""
+    return min(-(-k // 4) * 4, m)
+
+
 def _gram(x: Float[Array, "m h w"], y: Float[Array, "n h w"]) -> Float[Array, "m n"]:
     return jnp.einsum("mhw,nhw->mn", x, y, precision=HIGHEST)
 
@@ -165,9 +170,10 @@ def _lobpcg(
 ) -> Eigenpairs:
     """The k smallest of the block's m pairs, every vector D-orthogonal to the trivial one.
 
-    `more` enters at the first step; later steps enter as many residuals, those of the first vectors that are not
-    yet at `tolerance`. Vectors and their images under D - W stay in two arrays with slots [trivial, x, directions
-    p]: products with small matrices read and write these whole, and nothing is copied together.
+    What enters at a step are preconditioned residuals, those of the first vectors that are not yet at `tolerance`,
+    and at the start, before the first iteration, as many of `more` in their stead. Vectors and their images under
+    D - W stay in two arrays with slots [trivial, x, directions p]: products with small matrices read and write
+    these whole, and nothing is copied together.
     """
     graph = levels[0]
     degree = graph.degree
@@ -209,7 +215,7 @@ def _lobpcg(
         basis, image, values, norms, step = state
         first = jnp.argsort(norms <= tolerance, stable=True)[:entering]
         residuals = image[first + 1] - values[first, None, None] * basis[first + 1] * degree
-        return *enter(basis, image, precondition(residuals)), step + 1
+        return *enter(basis, image, precondition(jnp.where(step < 0, more, residuals))), step + 1
 
     def unfinished(state):
         *_, norms, step = state
@@ -218,9 +224,49 @@ def _lobpcg(
     basis = jnp.zeros((2 * m + 1, *degree.shape)).at[0].set(trivial)
     start = orthonormal(basis, start)
     image = jnp.zeros_like(basis).at[x].set(laplacian_product(graph, start))
-    state = *enter(basis.at[x].set(start), image, more), jnp.int32(0)
+    # the start is a turn of the same loop: a second copy of its body is as much again to compile
+    unknown = jnp.full(m, jnp.inf)
+    state = basis.at[x].set(start), image, jnp.zeros(m), unknown, jnp.int32(-1)
     basis, _, values, norms, steps = jax.lax.while_loop(unfinished, iterate, state)
     return Eigenpairs(values, basis[x], norms, steps)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "m", "max_iterations"))
+def _start(
+    affinity: Affinity, key: PRNGKeyArray, tolerance: Float[Array, ""], *, k: int, m: int, max_iterations: int
+) -> tuple[list[Affinity], Float[Array, "m h w"]]:
+    """The hierarchy, and the eigenvectors of the graph of half the size on the image; noise where that is small."""
+    levels = _hierarchy(affinity)
+    coarse = levels[1:]
+    if not coarse:
+        return levels, jax.random.normal(key, (m, *affinity.degree.shape))
+    y = jax.random.normal(key, (m, *coarse[0].degree.shape))
+    nothing = jnp.zeros((_entering(k, m), *coarse[0].degree.shape))
+    precondition = functools.partial(_cycle, coarse, _corrections(coarse))
+    y = _lobpcg(coarse, precondition, y, nothing, k, tolerance, 0, max_iterations).vectors
+    return levels, _prolong(y, affinity.degree.shape)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "max_iterations"))
+def _refine(
+    levels: list[Affinity],
+    start: Float[Array, "m h w"],
+    key: PRNGKeyArray,
+    tolerance: Float[Array, ""],
+    *,
+    k: int,
+    max_iterations: int,
+) -> Eigenpairs:
+    degree = levels[0].degree
+    # what a coarse graph cannot hold, such as a few pixels apart from the rest, enters here
+    noise = jax.random.normal(jax.random.fold_in(key, 0), (_entering(k, len(start)), *degree.shape)) * jnp.sqrt(degree)
+    precondition = functools.partial(_image_cycle, levels, _corrections(levels))
+    pairs = _lobpcg(levels, precondition, start, noise, k, tolerance, LEAST_ITERATIONS, max_iterations)
+    # signs are free: those of the products with a random image, so that rounding does not choose
+    against = jax.random.normal(jax.random.fold_in(key, 1), degree.shape)
+    sign = jnp.where(jnp.sum(pairs.vectors * against, axis=(1, 2)) < 0, -1.0, 1.0)
+    pairs = pairs._replace(vectors=pairs.vectors * sign[:, None, None])
+    return Eigenpairs(pairs.values[:k], pairs.vectors[:k], pairs.residuals[:k], pairs.num_iterations)
 
 
 def smallest_eigenpairs(
@@ -234,26 +280,12 @@ def smallest_eigenpairs(
 ) -> Eigenpairs:
     """The k smallest non-trivial pairs, to residual `tolerance` or `max_iterations`, in a block of k + guard or more.
 
-    A graph of fewer than k + 1 vertices with degree has the surplus vectors 0.
+    A graph of fewer than k + 1 vertices with degree has the surplus vectors 0. Two compiled programs unless
+    under `jit`: to compile them as one takes the memory of both.
     """
-    levels = _hierarchy(affinity)
-    corrections = _corrections(levels)
+    if not 1 <= k <= max(1, affinity.degree.size - 1):
+        raise ValueError(f"smallest_eigenpairs needs k from 1 to pixels - 1 = {affinity.degree.size - 1}, got {k}")
     m = min(-(-(k + guard) // 4) * 4, affinity.degree.size)  # XLA's CPU code for 13 vectors is as slow as for 24
-    entering = min(-(-k // 4) * 4, m)
-    y = jax.random.normal(key, (m, *levels[min(1, len(levels) - 1)].degree.shape))
-    if len(levels) > 1:
-        precondition = functools.partial(_cycle, levels[1:], corrections[1:])
-        more = jnp.zeros((entering, *y.shape[1:]))
-        enough = jnp.float32(max(tolerance, 1e-4))  # the image's own iterations do the rest
-        y = _lobpcg(levels[1:], precondition, y, more, k, enough, 0, max_iterations).vectors
-        y = _prolong(y, affinity.degree.shape)
-    # what a coarse graph cannot hold, such as a few pixels apart from the rest, enters here
-    noise = jax.random.normal(jax.random.fold_in(key, 0), (entering, *affinity.degree.shape))
-    precondition = functools.partial(_image_cycle, levels, corrections)
-    noise = precondition(noise * jnp.sqrt(affinity.degree))
-    pairs = _lobpcg(levels, precondition, y, noise, k, jnp.float32(tolerance), LEAST_ITERATIONS, max_iterations)
-    # signs are free: those of the products with a random image, so that rounding does not choose
-    against = jax.random.normal(jax.random.fold_in(key, 1), affinity.degree.shape)
-    sign = jnp.where(jnp.sum(pairs.vectors * against, axis=(1, 2)) < 0, -1.0, 1.0)
-    pairs = pairs._replace(vectors=pairs.vectors * sign[:, None, None])
-    return Eigenpairs(pairs.values[:k], pairs.vectors[:k], pairs.residuals[:k], pairs.num_iterations)
+    enough = jnp.float32(max(tolerance, 1e-4))  # the image's own iterations do the rest
+    levels, start = _start(affinity, key, enough, k=k, m=m, max_iterations=max_iterations)
+    return _refine(levels, start, key, jnp.float32(tolerance), k=k, max_iterations=max_iterations)

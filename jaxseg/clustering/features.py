@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 __all__ = ["as_rgb", "filter_bank", "pixel_features", "rgb_to_lab", "texture_responses"]
 
@@ -24,7 +24,7 @@ def as_rgb(image: Any) -> Float[Array, "h w 3"]:
     if image.dtype == bool:
         x = jnp.asarray(image, jnp.float32)
     elif jnp.issubdtype(image.dtype, jnp.unsignedinteger):
-        x = jnp.asarray(image, jnp.float32) / np.iinfo(image.dtype).max
+        x = jnp.asarray(image, jnp.float32) / float(np.iinfo(image.dtype).max)
     elif jnp.issubdtype(image.dtype, jnp.floating):
         x = jnp.asarray(image, jnp.float32)
         if not isinstance(x, jax.core.Tracer):
@@ -105,13 +105,22 @@ def texture_responses(rgb: Float[Array, "h w 3"]) -> Float[Array, "h w filters"]
 
 
 def pixel_features(
-    image: Float[Array, "h w 3"],
+    image: Real[Array, "*s"] | Real[np.ndarray, "*s"],
     *,
     space: str = "rgb",
     position_weight: float = 0.0,
     texture_weight: float = 0.0,
 ) -> Float[Array, "h w d"]:
-    """Colour ("rgb", "lab" / 100, "grey"), if weighted: position / longer side, texture responses."""
+    """Colour ("rgb", "lab" / 100, "grey"), if weighted: position / longer side, texture responses.
+
+    Raises ValueError on what is no float RGB, which `as_rgb` makes of any image, and on an unknown space.
+    """
+    if image.ndim != 3 or image.shape[-1] != 3 or not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ValueError(
+            f"pixel_features needs a float RGB image [H, W, 3] in [0, 1], got {image.dtype} {tuple(image.shape)}; "
+            "jaxseg.clustering.features.as_rgb makes one"
+        )
+    image = jnp.asarray(image)
     h, w, _ = image.shape
     if space == "rgb":
         colour = image

@@ -110,6 +110,8 @@ def cluster_image(
         raise ValueError(f"cluster method is 'kmeans' or 'ncut', got {method!r}")
     path, out = pathlib.Path(path), pathlib.Path(out)
     try:
+        if config.longest_side is not None and config.longest_side < 1:
+            raise ValueError(f"cluster needs longest_side of 1 pixel or more, got {config.longest_side}")
         rgb = as_rgb(read_image(path))
         size = rgb.shape[:2]
         longest = config.longest_side or (240 if method == "ncut" else 1000)

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Real
 
-from jaxseg.clustering.lloyd import Blocks, block_distances, block_labels, block_sums, moments, to_blocks
+from jaxseg.clustering.lloyd import Blocks, block_distances, block_labels, block_sums, moments, nearest, to_blocks
 from jaxseg.clustering.seeding import kmeans_parallel, kmeans_plus_plus, random_points
 
-__all__ = ["KMeansResult", "assign", "default_block_size", "kmeans", "require_finite"]
+__all__ = ["KMeansResult", "as_points", "assign", "default_block_size", "kmeans", "require_finite"]
 
 INITS = ("k-means++", "k-means||", "random")
 
@@ -35,7 +35,8 @@ class KMeansResult(NamedTuple):
 def _reseed_empty(blocks: Blocks, old: Array, sums: Array, counts: Array) -> tuple[Array, Array]:
     """Moves empty clusters to the points farthest from their centroids, one after another.
 
-    Where no point is away from its centroid (fewer distinct points than clusters) a cluster stays empty.
+    A cluster of equal points gives none away, though rounding puts their mean beside them: with fewer distinct
+    points than clusters the surplus stays empty, and the iteration comes to rest.
     """
 
     # in the blocks' own layout: flattened, pixels that are sharded over devices would be gathered on each
@@ -47,12 +48,17 @@ def _reseed_empty(blocks: Blocks, old: Array, sums: Array, counts: Array) -> tup
         step, piece = jnp.unravel_index(jnp.argmax(squared[:, :, lane]), squared.shape[:2])
         row, label = blocks.rows[:, :, lane][step, piece, 0], labels[:, :, lane][step, piece, 0]
         empty = jnp.argmin(counts)
-        useful = squared[:, :, lane][step, piece, 0] > 0
-        moved, x = jnp.where(useful, row[-1], 0.0), row[:-1]
+        useful, x = squared[:, :, lane][step, piece, 0] > 0, row[:-1]
+        inside = labels == label
+        # column by column, as in `moments`
+        differs = functools.reduce(jnp.logical_or, [blocks.rows[..., i] != x[i] for i in range(x.shape[0])])
+        apart = jnp.any(inside & differs & (blocks.rows[..., -1] > 0))
+        moved = jnp.where(useful & apart, row[-1], 0.0)
         sums = sums.at[label].add(-moved * x).at[empty].add(moved * x)
         counts = counts.at[label].add(-moved).at[empty].add(moved)
         taken = (place[0] == step) & (place[1] == piece) & (place[2] == lane)
-        return sums, counts, jnp.where(taken, 0.0, squared), labels, useful
+        squared = jnp.where(taken | (inside & ~apart), 0.0, squared)
+        return sums, counts, squared, jnp.where(taken & apart, empty, labels), useful
 
     def reseed(sums, counts):
         labels, squared = block_distances(blocks, old)
@@ -62,6 +68,13 @@ def _reseed_empty(blocks: Blocks, old: Array, sums: Array, counts: Array) -> tup
     return jax.lax.cond(jnp.any(counts <= 0), reseed, lambda *s: s, sums, counts)
 
 
+def _means(sums: Array, counts: Array, old: Array) -> Array:
+    """Centroids; those of clusters that stay empty become equal to the nearest, so that ties go by number alone."""
+    filled = counts[:, None] > 0
+    new = jnp.where(filled, sums / jnp.maximum(counts[:, None], 1e-30), jnp.inf)  # infinitely far from all points
+    return jax.lax.cond(jnp.all(filled), lambda: new, lambda: jnp.where(filled, new, new[nearest(old, new)]))
+
+
 def _lloyd(blocks: Blocks, centroids: Array, max_iterations: int, tolerance: Array):
     """Lloyd's iteration until the centroids move by `tolerance` (squared, in sum) or less."""
 
@@ -69,7 +82,7 @@ def _lloyd(blocks: Blocks, centroids: Array, max_iterations: int, tolerance: Arr
         old, step, _ = state
         sums, counts = block_sums(blocks, old)
         sums, counts = _reseed_empty(blocks, old, sums, counts)
-        new = jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts[:, None], 1e-30), old)
+        new = _means(sums, counts, old)
         return new, step + 1, jnp.sum((new - old) ** 2)
 
     def moving(state):
@@ -122,14 +135,15 @@ def _solve(k, init, max_iterations, num_restarts, block_size, points, weights, k
 @_solve.defjvp
 def _solve_jvp(k, init, max_iterations, num_restarts, block_size, primals, tangents):
     """Labels do not move under a small change; centroids are means and inertia is at its minimum in them."""
-    points, weights = primals[:2]
-    weights = jnp.ones_like(points[:, 0]) if weights is None else weights
+    (points, weights), (dx, dw) = primals[:2], tangents[:2]
     result = _solve(k, init, max_iterations, num_restarts, block_size, *primals)
-    dx = tangents[0]
-    count = jax.ops.segment_sum(weights, result.labels, k)
-    dc = jax.ops.segment_sum(weights[:, None] * dx, result.labels, k) / jnp.maximum(count, 1e-30)[:, None]
     away = points - result.centroids[result.labels]
-    dinertia = 2 * jnp.sum(weights[:, None] * away * dx)
+    if weights is None:
+        weights, dw = jnp.ones_like(points[:, 0]), jnp.zeros_like(points[:, 0])
+    count = jax.ops.segment_sum(weights, result.labels, k)
+    dsum = jax.ops.segment_sum(weights[:, None] * dx + dw[:, None] * away, result.labels, k)
+    dc = dsum / jnp.maximum(count, 1e-30)[:, None]
+    dinertia = jnp.sum(2 * weights[:, None] * away * dx + dw[:, None] * away**2)
     zero = np.zeros((), jax.dtypes.float0)
     labels_zero = np.zeros(result.labels.shape, jax.dtypes.float0)
     return result, KMeansResult(dc, labels_zero, dinertia, zero, zero)
@@ -153,13 +167,32 @@ def require_finite(name: str, x: Any) -> None:
         raise ValueError(f"kmeans needs finite {name}, got {bad} NaN or infinite of {x.size}; mask or fill them")
 
 
+def as_points(name: str, features: Any, num_clusters: Any = 1) -> Float[Array, "n d"]:
+    """Points [N, D] in float32 or wider; raises on another shape, complex numbers, no integer of clusters."""
+    if features.ndim != 2 or features.shape[1] == 0:
+        raise ValueError(f"{name} needs points [N, D], got {tuple(features.shape)}; reshape an image to [H*W, C]")
+    if jnp.issubdtype(features.dtype, jnp.complexfloating):
+        raise ValueError(f"{name} needs real numbers, got {features.dtype}; stack real and imaginary parts")
+    if isinstance(num_clusters, bool) or not isinstance(num_clusters, (int, np.integer)):
+        raise ValueError(f"{name} needs num_clusters as an integer, got {num_clusters!r}")
+    points = jnp.asarray(features)
+    floating = jnp.issubdtype(points.dtype, jnp.floating)
+    return points.astype(jnp.promote_types(points.dtype, jnp.float32) if floating else jnp.float32)
+
+
+def _block_size(block_size: int | None) -> int:
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"k-means needs a block_size of 1 or more points, or None, got {block_size}")
+    return block_size or default_block_size()
+
+
 def kmeans(
     features: Real[Array, "n d"] | Real[np.ndarray, "n d"],
     num_clusters: int,
     *,
     key: PRNGKeyArray | None = None,
     init: str | Float[Array, "k d"] | Float[np.ndarray, "k d"] = "k-means++",
-    weights: Float[Array, "_"] | Sequence[float] | None = None,
+    weights: Real[Array, "_"] | Real[np.ndarray, "_"] | Sequence[float] | None = None,
     max_iterations: int = 300,
     tolerance: float = 1e-4,
     num_restarts: int = 1,
@@ -169,8 +202,8 @@ def kmeans(
 
     Stops when the centroids' squared movement is at most `tolerance` times the mean variance of the features
     (scikit-learn's rule; 0 asks for a fixed point). An empty cluster moves to the point farthest from its
-    centroid; with fewer distinct points than clusters the surplus stays empty. Differentiable in `features`
-    at fixed labels: d inertia = 2 (x - c), d centroid = the mean of its points.
+    centroid; with fewer distinct points than clusters the surplus stays empty. Differentiable in `features` and
+    `weights` at fixed labels: d inertia = 2 w (x - c) . dx + |x - c|^2 dw, a centroid is the mean of its points.
 
     Under `vmap` or `jit` non-finite features cannot raise: they give NaN inertia and `converged` false.
 
@@ -186,13 +219,10 @@ def kmeans(
     Raises:
       ValueError: bad shapes, num_clusters outside 1..n, non-finite features or weights, unknown init.
     """
-    if features.ndim != 2 or features.shape[0] == 0 or features.shape[1] == 0:
-        raise ValueError(f"kmeans needs features [N, D], got {tuple(features.shape)}; reshape an image to [H*W, C]")
-    n, d = features.shape
+    points = as_points("kmeans", features, num_clusters)
+    n, d = points.shape
     if not 1 <= num_clusters <= n:
         raise ValueError(f"kmeans needs num_clusters from 1 to the number of points {n}, got {num_clusters}")
-    points = jnp.asarray(features, jnp.float32) if not jnp.issubdtype(features.dtype, jnp.floating) else features
-    points = jnp.asarray(points, jnp.promote_types(points.dtype, jnp.float32))
     given = None
     if isinstance(init, str):
         if init not in INITS:
@@ -222,7 +252,7 @@ def kmeans(
         init if isinstance(init, str) else "given",
         max_iterations,
         num_restarts,
-        block_size or default_block_size(),
+        _block_size(block_size),
         points,
         weights,
         key,
@@ -243,7 +273,14 @@ def _assign(features, centroids, block_size):
 
 
 def assign(
-    features: Float[Array, "n d"], centroids: Float[Array, "k d"], *, block_size: int | None = None
+    features: Real[Array, "n d"] | Real[np.ndarray, "n d"],
+    centroids: Float[Array, "k _"] | Float[np.ndarray, "k _"],
+    *,
+    block_size: int | None = None,
 ) -> Int[Array, "n"]:
-    """Index of the nearest centroid of each point, without an N x K matrix."""
-    return _assign(features, centroids, block_size or default_block_size())
+    """Index of the nearest centroid of each point, without an N x K matrix; ValueError on what `kmeans` refuses."""
+    points, centres = as_points("assign", features), as_points("assign", centroids)
+    if points.shape[1] != centres.shape[1]:
+        raise ValueError(f"assign needs features of {centres.shape[1]} dimensions as centroids, got {points.shape[1]}")
+    require_finite("features", points)
+    return _assign(points, centres, _block_size(block_size))

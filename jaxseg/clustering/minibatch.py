@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Real
 
-from jaxseg.clustering.kmeans import default_block_size, require_finite
+from jaxseg.clustering.kmeans import as_points, default_block_size, require_finite
 from jaxseg.clustering.lloyd import block_sums, to_blocks
 from jaxseg.clustering.seeding import kmeans_plus_plus
 
@@ -22,19 +22,16 @@ class MiniBatchState(NamedTuple):
     counts: Float[Array, "k"]
 
 
-def _points(batch: Array | np.ndarray) -> Float[Array, "n d"]:
+def _points(batch: Array | np.ndarray, num_clusters: int = 1) -> Float[Array, "n d"]:
     """Finite points, float32 or wider: counts beyond 65,504 are no float16."""
-    if np.ndim(batch) != 2:
-        raise ValueError(f"mini-batches are points [N, D], got {np.shape(batch)}; reshape an image to [H*W, C]")
-    batch = jnp.asarray(batch)
-    batch = batch.astype(jnp.promote_types(batch.dtype, jnp.float32))
+    batch = as_points("mini-batch k-means", batch, num_clusters)
     require_finite("batch", batch)
     return batch
 
 
 def minibatch_init(batch: Array | np.ndarray, num_clusters: int, *, key: PRNGKeyArray) -> MiniBatchState:
     """k-means++ on a first batch, which holds at least `num_clusters` points."""
-    batch = _points(batch)
+    batch = _points(batch, num_clusters)
     if num_clusters < 1:
         raise ValueError(f"minibatch_init needs num_clusters of 1 or more, got {num_clusters}")
     if batch.shape[0] < num_clusters:
@@ -44,8 +41,11 @@ def minibatch_init(batch: Array | np.ndarray, num_clusters: int, *, key: PRNGKey
 
 
 @jax.jit
-def minibatch_update(state: MiniBatchState, batch: Float[Array, "n d"]) -> MiniBatchState:
+def minibatch_update(state: MiniBatchState, batch: Real[Array, "n _"] | Real[np.ndarray, "n _"]) -> MiniBatchState:
     """One step of Sculley 2010: each centroid becomes the mean of all points it was ever given."""
+    batch = as_points("mini-batch k-means", batch)
+    if batch.shape[1] != state.centroids.shape[1]:
+        raise ValueError(f"mini-batches need {state.centroids.shape[1]} dimensions as centroids, got {batch.shape[1]}")
     mean = state.centroids.mean(axis=0)
     blocks = to_blocks(batch - mean, None, default_block_size())
     sums, new = block_sums(blocks, state.centroids - mean)

@@ -5,7 +5,8 @@ labels = result.labels                      # [H, W]
 """
 
 import functools
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +149,27 @@ def _cut(
     return labels, ncut_value(affinity, labels, num_segments)
 
 
-_solve = jax.jit(smallest_eigenpairs, static_argnames=("k", "tolerance"))
+def _check(
+    pixels: int,
+    num_segments: Any,
+    method: str,
+    num_eigenvectors: int | None,
+    max_ncut: float,
+    restarts: int,
+    tolerance: float,
+) -> None:
+    if isinstance(num_segments, bool) or not isinstance(num_segments, (int, np.integer)):
+        raise ValueError(f"ncut needs num_segments as an integer, got {num_segments!r}")
+    if not 1 <= num_segments <= pixels:
+        raise ValueError(f"ncut needs num_segments from 1 to the number of pixels {pixels}, got {num_segments}")
+    if method not in ("k-way", "recursive"):
+        raise ValueError(f"ncut method is 'k-way' or 'recursive', got {method!r}")
+    if num_eigenvectors is not None and num_eigenvectors < 1:
+        raise ValueError(f"ncut needs num_eigenvectors of 1 or more, or None, got {num_eigenvectors}")
+    if restarts < 1 or not tolerance >= 0 or not max_ncut >= 0:
+        raise ValueError(
+            f"ncut needs restarts >= 1, tolerance >= 0, max_ncut >= 0, got {restarts}, {tolerance}, {max_ncut}"
+        )
 
 
 def ncut_graph(
@@ -165,30 +186,28 @@ def ncut_graph(
 ) -> NCutResult:
     """Normalized Cut of a given graph; the arguments are those of `ncut`.
 
-    Two compiled programs, since to compile them as one takes the memory of both.
+    Compiled apart from the eigenpairs, since to compile both as one takes the memory of both.
     """
-    k = min(num_eigenvectors or max(1, num_segments - 1), affinity.degree.size - 1)
+    size = affinity.degree.size
+    _check(size, num_segments, method, num_eigenvectors, max_ncut, restarts, tolerance)
+    k = min(num_eigenvectors or max(1, num_segments - 1), size - 1)
     solve_key, cut_key = jax.random.split(key)
-    pairs = _solve(affinity, k=max(1, k), key=solve_key, tolerance=tolerance)
+    pairs = smallest_eigenpairs(affinity, max(1, k), key=solve_key, tolerance=tolerance)
     labels, value = _cut(affinity, pairs, num_segments, cut_key, method, max_ncut, stability, restarts, tolerance)
     return NCutResult(labels, pairs.vectors, pairs.values, value)
 
 
-def graph(
-    image: Float[Array, "h w c"],
+@functools.partial(jax.jit, static_argnames=("space", "radius", "contour_scale"))
+def _graph(
+    image: Array,
+    sigma_feature: Any,
+    sigma_distance: Any,
+    sigma_contour: Any,
     *,
-    space: str = "lab",
-    radius: float = 5.0,
-    sigma_feature: float = 0.4,
-    sigma_distance: float = 8.0,
-    sigma_contour: float | None = 0.1,
-    contour_scale: float | None = None,
+    space: str,
+    radius: float,
+    contour_scale: float | None,
 ) -> Affinity:
-    """The graph of an RGB image in [0, 1]; with `sigma_contour` None, without intervening contours.
-
-    `contour_scale`, in pixels, is in proportion to the image unless given. The defaults are those of
-    `experiments/bsds.py`, found on photographs reduced to 240 pixels.
-    """
     return pixel_affinity(
         pixel_features(image, space=space),
         radius=radius,
@@ -197,6 +216,30 @@ def graph(
         contour=None if sigma_contour is None else contour_strength(image, contour_scale),
         sigma_contour=1.0 if sigma_contour is None else sigma_contour,
     )
+
+
+def graph(
+    image: Real[Array, "*s"] | Real[np.ndarray, "*s"],
+    *,
+    space: str = "lab",
+    radius: float = 5.0,
+    sigma_feature: float | Real[Array, ""] = 0.4,
+    sigma_distance: float | Real[Array, ""] = 8.0,
+    sigma_contour: float | Real[Array, ""] | None = 0.1,
+    contour_scale: float | None = None,
+) -> Affinity:
+    """The graph of an RGB image in [0, 1]; with `sigma_contour` None, without intervening contours.
+
+    `contour_scale`, in pixels, is in proportion to the image unless given. The defaults are those of
+    `experiments/bsds.py`, found on photographs reduced to 240 pixels. Raises ValueError on a scale that is none.
+    """
+    if not 1 < radius < math.inf:
+        raise ValueError(f"ncut needs a finite radius above 1 pixel to have edges, got {radius}")
+    sigmas = {"sigma_feature": sigma_feature, "sigma_distance": sigma_distance, "sigma_contour": sigma_contour}
+    for name, sigma in sigmas.items():
+        if not (sigma is None or isinstance(sigma, jax.core.Tracer) or sigma > 0):
+            raise ValueError(f"ncut needs {name} above 0, got {sigma}")
+    return _graph(image, **sigmas, space=space, radius=radius, contour_scale=contour_scale)
 
 
 def ncut(
@@ -234,12 +277,7 @@ def ncut(
     """
     rgb = as_rgb(image)
     h, w, _ = rgb.shape
-    if not 1 <= num_segments <= h * w:
-        raise ValueError(f"ncut needs num_segments from 1 to the number of pixels {h * w}, got {num_segments}")
-    if method not in ("k-way", "recursive"):
-        raise ValueError(f"ncut method is 'k-way' or 'recursive', got {method!r}")
-    if radius <= 1:
-        raise ValueError(f"ncut needs radius above 1 pixel to have edges, got {radius}")
+    _check(h * w, num_segments, method, num_eigenvectors, max_ncut, restarts, tolerance)
     if h * w == 1:
         one = jnp.ones((1, 1, 1)), jnp.zeros(1)
         return NCutResult(jnp.zeros((1, 1), jnp.int32), *one, jnp.float32(0.0))

@@ -26,9 +26,19 @@ class RegionCutResult(NamedTuple):
 
 
 def region_affinity(affinity: Affinity, labels: Int[Array, "h w"], num_regions: int) -> Float[Array, "r r"]:
-    """Summed pixel weights between regions, symmetric; within a region an edge counts twice."""
+    """Summed pixel weights between regions, symmetric; within a region an edge counts twice.
+
+    Raises ValueError on labels of another shape than the graph's or, where they can be looked at, outside
+    0..num_regions - 1.
+    """
     r = affinity.reach
-    h, w = labels.shape
+    h, w = affinity.degree.shape
+    if labels.shape != (h, w):
+        raise ValueError(f"region_affinity needs labels of the graph's shape {(h, w)}, got {labels.shape}")
+    if not isinstance(labels, jax.core.Tracer) and not bool(((labels >= 0) & (labels < num_regions)).all()):
+        raise ValueError(
+            f"region_affinity needs labels from 0 to {num_regions - 1}, got {int(labels.min())} to {int(labels.max())}"
+        )
     own = affinity.degree - affinity.diagonal
     total = jnp.zeros((num_regions, num_regions)).at[labels, labels].add(own)
     padded = jnp.pad(labels, ((0, r), (r, r)))
@@ -48,12 +58,14 @@ def _value(weights: Array, labels: Array, num_segments: int) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("num_segments", "restarts"))
 def ncut_regions(
-    weights: Float[Array, "r r"], num_segments: int, *, key: PRNGKeyArray, restarts: int = 8
+    weights: Float[Array, "r _"], num_segments: int, *, key: PRNGKeyArray, restarts: int = 8
 ) -> RegionCutResult:
     """Simultaneous k-way cut of a region graph of a few thousand regions or less: the dense eigenproblem.
 
     Empty regions (no weights) are harmless. Raises ValueError when num_segments is not in 1..r.
     """
+    if weights.ndim != 2 or weights.shape[0] != weights.shape[1]:
+        raise ValueError(f"ncut_regions needs a symmetric matrix of weights [R, R], got {weights.shape}")
     n = weights.shape[0]
     if not 1 <= num_segments <= n:
         raise ValueError(f"ncut_regions needs num_segments from 1 to the number of regions {n}, got {num_segments}")

@@ -68,10 +68,10 @@ def _shift(x: Float[Array, "*c h w"], dy: int, dx: int, fill: float = 0.0) -> Fl
     return x[..., max(dy, 0) : max(dy, 0) + h, max(dx, 0) : max(dx, 0) + w]
 
 
-def _assemble(planes: list[Array], offsets: tuple[tuple[int, int], ...], self_weight: Array) -> Affinity:
+def _assemble(planes: Array | list[Array], offsets: tuple[tuple[int, int], ...], self_weight: Array) -> Affinity:
     r = reach(offsets)
     h, w = self_weight.shape
-    weights = jnp.stack(planes) if planes else jnp.zeros((0, h, w), self_weight.dtype)
+    weights = jnp.stack(planes) if offsets else jnp.zeros((0, h, w), self_weight.dtype)
     # slices of what is padded once: a pad for each shift is much more code to compile
     weights = jax.lax.optimization_barrier(jnp.pad(weights, ((0, 0), (r, 0), (r, r))))
     diagonal = jnp.zeros_like(self_weight)
@@ -112,20 +112,32 @@ def pixel_affinity(
     def shifted(x):
         """x at (y + dy, x + dx), as slices of one padded array."""
         x = jax.lax.optimization_barrier(jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, r), (r, r)]))
-        return lambda dy, dx: x[..., dy : dy + h, r + dx : r + dx + w]
+        origin = [0] * (x.ndim - 2)
+        return lambda dy, dx: jax.lax.dynamic_slice(x, [*origin, dy, r + dx], (*x.shape[:-2], h, w))
 
     others = shifted(channels)
     contours = None if contour is None else shifted(contour)
-    planes = []
-    for dy, dx in offsets:
+
+    def plane(edge):
+        offset, line = edge
+        dy, dx = offset
         exponent = jnp.sum((channels - others(dy, dx)) ** 2, axis=0) / sigma_feature**2
         exponent = exponent + (dy * dy + dx * dx) / sigma_distance**2
         if contours is not None:
-            strongest = functools.reduce(jnp.maximum, [contours(*at) for at in _line(dy, dx)])
+            strongest = functools.reduce(jnp.maximum, [contours(*at) for at in line])
             exponent = exponent + strongest / sigma_contour
         inside = (rows + dy < h) & (columns + dx >= 0) & (columns + dx < w)
-        planes.append(jnp.where(inside, jnp.exp(-exponent), 0.0))
-    return _assemble(planes, offsets, jnp.full((h, w), 1.0 if self_loops else 0.0, features.dtype))
+        return jnp.where(inside, jnp.exp(-exponent), 0.0)
+
+    self_weight = jnp.full((h, w), 1.0 if self_loops else 0.0, features.dtype)
+    if not offsets:
+        return _assemble([], offsets, self_weight)
+    lines = [_line(*o) for o in offsets]
+    longest = max(map(len, lines))  # the shorter ones look at an end again
+    lines = [line + line[-1:] * (longest - len(line)) for line in lines]
+    # a loop: written out, each edge of a pixel is code to compile, which takes more memory than the graph
+    planes = jax.lax.map(plane, (jnp.array(offsets), jnp.array(lines)))
+    return _assemble(planes, offsets, self_weight)
 
 
 def _terms(affinity: Affinity, y: Float[Array, "m h w"]):
@@ -189,18 +201,22 @@ def coarsen(affinity: Affinity) -> Affinity:
     degree, self_weight = (
         even(x).reshape(ch, 2, cw, 2).sum(axis=(1, 3)) for x in (affinity.degree, affinity.degree - affinity.diagonal)
     )
-    planes: dict[tuple[int, int], Array] = {}
-    for plane, (dy, dx) in zip(affinity.weights, affinity.offsets, strict=True):
-        cells = even(plane[r:, r : r + w]).reshape(ch, 2, cw, 2)
-        for py in (0, 1):
-            for px in (0, 1):
-                at, part = ((py + dy) // 2, (px + dx) // 2), cells[:, py, :, px]
-                if at == (0, 0):
-                    self_weight = self_weight + 2 * part
-                    continue
-                if at < (0, 0):  # the other cell comes first in raster order
-                    part, at = _shift(part, -at[0], -at[1]), (-at[0], -at[1])
-                planes[at] = planes[at] + part if at in planes else part
-    offsets = tuple(sorted(planes))
-    coarse = _assemble([planes[o] for o in offsets], offsets, self_weight)
+    cells = jnp.pad(affinity.weights[:, r:, r : r + w], ((0, 0), (0, 2 * ch - h), (0, 2 * cw - w)))
+    cells = cells.reshape(-1, ch, 2, cw, 2).transpose(0, 2, 4, 1, 3).reshape(-1, ch, cw)
+    joins = [((py + dy) // 2, (px + dx) // 2) for dy, dx in affinity.offsets for py in (0, 1) for px in (0, 1)]
+    # the earlier cell in raster order keeps an edge: where that is the one to the left, `cells` has it at the other
+    back = [max(-dx, 0) if dy == 0 else 0 for dy, dx in joins]
+    joins = [(0, abs(dx)) if dy == 0 else (dy, dx) for dy, dx in joins]
+    offsets = tuple(sorted(set(joins) - {(0, 0)}))
+    slots = [0 if at == (0, 0) else 1 + offsets.index(at) for at in joins]  # the first: edges within a cell
+
+    def add(total, edge):
+        part, slot, back = edge
+        return total.at[slot].add(jax.lax.dynamic_slice(part, (0, back), (ch, cw))), None
+
+    # a loop, as in `pixel_affinity`
+    cells = jnp.pad(cells, ((0, 0), (0, 0), (0, max(back, default=0))))
+    total = jnp.zeros((1 + len(offsets), ch, cw), cells.dtype)
+    total = jax.lax.scan(add, total, (cells, jnp.array(slots, jnp.int32), jnp.array(back, jnp.int32)))[0]
+    coarse = _assemble(total[1:], offsets, self_weight + 2 * total[0])
     return Affinity(coarse.weights, degree, coarse.diagonal, offsets)

@@ -75,3 +75,19 @@ def test_a_photograph_is_turned_upright(tmp_path):
     turned.save(tmp_path / "photo.jpg", exif=exif)
     files = cluster_image(tmp_path / "photo.jpg", tmp_path / "out", "kmeans", ClusterConfig(2))
     assert Image.open(files["labels"]).size == (RGB.shape[0], RGB.shape[1])
+
+
+def test_commands_that_would_write_nothing_or_one_over_another_are_refused(tmp_path, capsys):
+    first = stored(tmp_path, RGB)
+    (tmp_path / "other").mkdir()
+    second = stored(tmp_path / "other", RGB)
+    for arguments, said in (
+        ([], "at least one image"),
+        ([str(first), str(second)], "would both write photo_kmeans_labels.png"),
+        ([str(first), "--longest-side", "0"], "longest_side of 1 pixel or more, got 0"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["cluster", *arguments, "--out", str(tmp_path / "out")])
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

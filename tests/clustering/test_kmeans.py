@@ -1,11 +1,14 @@
 """k-means against its definition, scikit-learn, and itself on eight devices."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxseg.clustering import assign, kmeans, minibatch_kmeans
+from jaxseg.clustering.kmeans import as_points
 
 
 def blobs(n, k, d=3, seed=0, spread=0.05):
@@ -64,6 +67,16 @@ def test_every_point_its_own_cluster_and_fewer_distinct_points_than_clusters():
     assert bool(jnp.isfinite(twice.centroids).all())
 
 
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
+@pytest.mark.parametrize("distinct", [1, 3])
+def test_fewer_distinct_points_than_clusters_come_to_rest(distinct, init):
+    x = np.repeat(blobs(distinct, distinct), 30, axis=0)
+    result = kmeans(x, 5, key=jax.random.key(0), init=init, tolerance=0.0)
+    assert bool(result.converged)
+    assert int(result.num_iterations) <= 7
+    assert len(np.unique(result.labels)) == distinct
+
+
 def test_weights_stand_for_repeated_points():
     x, counts = blobs(60, 3), np.arange(60) % 4 + 1
     weighted = kmeans(x, 3, init=x[:3], weights=jnp.asarray(counts, jnp.float32), tolerance=0.0)
@@ -84,6 +97,17 @@ def test_labels_are_the_same_on_one_and_eight_devices(init):
     np.testing.assert_array_equal(one.labels, eight.labels)
 
 
+@pytest.mark.parametrize("distinct", [1, 3])
+def test_labels_of_few_distinct_points_are_the_same_on_one_and_eight_devices(distinct):
+    x = np.repeat(blobs(distinct, distinct), 800, axis=0)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    one = kmeans(jax.device_put(x, jax.devices()[0]), 9, key=jax.random.key(0), tolerance=0.0)
+    eight = kmeans(sharded, 9, key=jax.random.key(0), tolerance=0.0)
+    np.testing.assert_array_equal(one.labels, eight.labels)
+    assert len(np.unique(one.labels)) == distinct
+
+
 def test_a_batch_of_images_by_vmap():
     x = np.stack([blobs(500, 4, seed=s) for s in range(3)])
     keys = jax.random.split(jax.random.key(0), 3)
@@ -102,6 +126,18 @@ def test_gradient_of_inertia_is_twice_the_distance_to_the_centroid():
     np.testing.assert_allclose(gradient, 2 * (x - result.centroids[result.labels]), atol=1e-5)
     means = jax.grad(lambda f: run(f).centroids[0, 0])(x)
     assert float(means.sum()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_gradient_by_the_weights_is_the_squared_distance():
+    x = jnp.asarray(blobs(200, 3))
+    run = lambda w: kmeans(x, 3, init=x[:3], weights=w, tolerance=0.0)  # noqa: E731
+    w = jnp.linspace(0.5, 2.0, 200)
+    result = run(w)
+    away = x - result.centroids[result.labels]
+    np.testing.assert_allclose(jax.grad(lambda w: run(w).inertia)(w), (away**2).sum(1), rtol=1e-4)
+    mass = float(w[result.labels == 0].sum())
+    slope = jax.grad(lambda w: run(w).centroids[0, 0])(w)
+    np.testing.assert_allclose(slope, jnp.where(result.labels == 0, away[:, 0] / mass, 0), atol=1e-7)
 
 
 def test_mini_batches_come_near_lloyd():
@@ -136,6 +172,31 @@ def test_bad_options_are_refused_by_name():
         kmeans(x, 2)
     with pytest.raises(ValueError, match="init centroids"):
         kmeans(x, 2, init=x[:3])
+
+
+def test_what_does_not_fit_is_refused_by_name():
+    x = blobs(10, 2)
+    for k in (3.0, True, "3"):
+        with pytest.raises(ValueError, match=f"num_clusters as an integer, got {k!r}"):
+            as_points("kmeans", x, k)
+    with pytest.raises(ValueError, match="block_size of 1 or more points, or None, got -5"):
+        kmeans(x, 2, key=jax.random.key(0), block_size=-5)
+    with pytest.raises(ValueError, match="real numbers, got complex64"):
+        as_points("kmeans", x.astype(np.complex64))
+    with pytest.raises(ValueError, match="features of 2 dimensions as centroids, got 3"):
+        assign(x, x[:2, :2])
+    with pytest.raises(ValueError, match="finite features, got 30"):
+        assign(np.full_like(x, np.nan), x[:2])
+    for width in (1, 2):  # one column would be repeated
+        with pytest.raises(ValueError, match=f"need 3 dimensions as centroids, got {width}"):
+            minibatch_kmeans([x, x[:, :width]], 2, key=jax.random.key(0))
+
+
+def test_float64_points_are_taken_without_a_warning():
+    x = blobs(30, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kmeans(x.astype(np.float64), 3, init=x[:3])
 
 
 @pytest.mark.parity

@@ -3,6 +3,9 @@
 import functools
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -228,6 +231,7 @@ def image_of(kind):
         "grey and alpha": np.concatenate([rgb[..., :1], alpha], axis=-1),
         "alpha": np.concatenate([rgb, alpha], axis=-1),
         "16 bit": rgb.astype(np.uint16) * 257,
+        "32 bit": rgb.astype(np.uint32) * 16843009,
         "constant": np.full((8, 10, 3), 90, np.uint8),
         "one pixel": rgb[:1, :1],
         "a row": rgb[:1],
@@ -242,6 +246,7 @@ def image_of(kind):
         "grey and alpha",
         "alpha",
         "16 bit",
+        "32 bit",
         "constant",
         "one pixel",
         "a row",
@@ -272,6 +277,46 @@ def test_any_image_is_cut(kind):
 def test_bad_images_are_refused_by_name(image, k, match):
     with pytest.raises(ValueError, match=match):
         ncut(image, k)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"radius": 1.0}, "finite radius above 1 pixel"),
+        ({"radius": math.inf}, "finite radius above 1 pixel"),
+        ({"sigma_feature": 0.0}, "sigma_feature above 0, got 0"),
+        ({"sigma_distance": math.nan}, "sigma_distance above 0, got nan"),
+        ({"sigma_contour": -0.1}, "sigma_contour above 0, got -0.1"),
+        ({"method": "both"}, "'k-way' or 'recursive', got 'both'"),
+        ({"num_eigenvectors": 0}, "num_eigenvectors of 1 or more, or None, got 0"),
+        ({"restarts": 0}, "restarts >= 1"),
+        ({"tolerance": math.nan}, "tolerance >= 0"),
+        ({"method": "recursive", "max_ncut": math.nan}, "max_ncut >= 0"),
+    ],
+)
+def test_bad_options_are_refused_by_name(options, match):
+    with pytest.raises(ValueError, match=match):
+        ncut(noisy_blocks(4, 5), 2, **options)
+
+
+def test_what_is_no_rgb_or_does_not_fit_the_graph_is_refused_by_name():
+    x = noisy_blocks(4, 5)
+    for image in ((255 * x).astype(np.uint8), x[..., :1], x[..., 0]):
+        with pytest.raises(ValueError, match=r"float RGB image .*as_rgb makes one"):
+            any_graph(image)
+    g = graph(x)
+    for k in (0, 20):
+        with pytest.raises(ValueError, match=f"k from 1 to pixels - 1 = 19, got {k}"):
+            smallest_eigenpairs(g, k, key=KEY)
+    for call in ({"num_segments": 21}, {"num_segments": 2, "method": "both"}):
+        with pytest.raises(ValueError, match=r"^ncut "):
+            ncut_graph(g, key=KEY, **call)
+    with pytest.raises(ValueError, match=r"labels from 0 to 1, got 0 to 2"):
+        region_affinity(g, jnp.arange(20).reshape(4, 5) % 3, 2)
+    with pytest.raises(ValueError, match=r"graph's shape \(4, 5\), got \(2, 10\)"):
+        region_affinity(g, jnp.zeros((2, 10), jnp.int32), 2)
+    with pytest.raises(ValueError, match=r"\[R, R\], got \(3, 4\)"):
+        ncut_regions(jnp.ones((3, 4)), 2, key=KEY)
 
 
 @pytest.mark.parity
@@ -337,3 +382,20 @@ def test_no_worse_than_cut_normalized():
     value = sum(1 - weights[labels == j][:, labels == j].sum() / weights[labels == j].sum() for j in range(k))
     ours = ncut_regions(jnp.asarray(weights, jnp.float32), int(k), key=KEY)
     assert float(ours.ncut_value) <= value * 1.001
+
+
+@pytest.mark.slow
+def test_a_photograph_of_bsds500_is_cut_within_a_gigabyte():
+    """From a bare interpreter to the labels, all programs compiled anew."""
+    pytest.importorskip("resource", reason="needs a Unix")
+    code = (
+        "import resource, sys, numpy as np\n"
+        "from jaxseg.clustering import ncut\n"
+        "x = np.kron(np.random.default_rng(0).random((11, 16, 3)), np.ones((30, 31, 1)))[:321, :481]\n"
+        "ncut((255 * x).astype(np.uint8), 8).labels.block_until_ready()\n"
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(peak if sys.platform == 'darwin' else 1024 * peak)"
+    )
+    env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1e9
