@@ -245,7 +245,8 @@ def conv(
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
     known = all(isinstance(n, int) for n in x.shape)  # jax.export may leave a size open
-    if not known or options.get("feature_group_count", 1) != 1 or set(options.get("lhs_dilation") or (1, 1)) != {1}:
+    plain = options.get("feature_group_count", 1) == 1 and set(options.get("lhs_dilation") or (1, 1)) == {1}
+    if not known or not plain or options.get("precision") is not None:
         return by_xla(x, kernel)
     window = [(k - 1) * hole + 1 for k, hole in zip((kh, kw), holes, strict=True)]
     pads = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, padding) if isinstance(padding, str) else padding
