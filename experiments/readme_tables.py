@@ -126,6 +126,36 @@ def generators() -> str:
     return markdown(("what", "images", "jaxseg, ms", "PyTorch, ms", "times as fast"), rows, left=2)
 
 
+def pennfudan() -> str:
+    """COCO's AP of the small Mask R-CNN, from scratch."""
+    scores = _read("pennfudan_small/results.json")["scores"]
+    keys = ("ap", "ap50", "ap75", "ap_medium", "ap_large")
+    rows = [[kind, *(f"{scores[f'{kind}_{key}']:.3f}" for key in keys)] for kind in ("box", "mask")]
+    return markdown(("", "AP", "AP50", "AP75", "medium", "large"), rows)
+
+
+def detection() -> str:
+    """Operations and whole detectors: processor milliseconds beside torchvision's compiled operators."""
+    names = {
+        "nms": "NMS of 1,000 boxes",
+        "roi_align": "RoIAlign of 1,000 boxes, 256 channels",
+        "rpn": "RPN on a pyramid",
+    }
+    last = {(r["what"], r["task"], r["batch"]): r for r in _read("detection_cpu.json")}
+    rows = [
+        [
+            names.get(what, f"`{what}`"),
+            {"train": "train step"}.get(task, task),
+            f"{batch}x{row['size'][0]}x{row['size'][1]}",
+            *(f"{row['times'][peer]['ms']:,.0f}" for peer in ("jaxseg", "torchvision")),
+            f"{row['ratio']:.2f}",
+        ]
+        for (what, task, batch), row in last.items()
+    ]
+    titles = ("what", "", "images", "jaxseg, ms", "torchvision, ms", "time over torchvision's")
+    return markdown(titles, rows, left=3)
+
+
 def clustering() -> str:
     """Seconds beside scikit-learn's Lloyd and SciPy's eigsh."""
     found = _read("clustering_cpu.json")
@@ -144,6 +174,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "camvid": camvid,
     "fine-tuning": finetuning,
     "throughput": throughput,
+    "detection": detection,
+    "pennfudan": pennfudan,
     "bsds500": boundaries,
     "clustering": clustering,
     "spatial": spatial,
