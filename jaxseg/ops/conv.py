@@ -189,18 +189,20 @@ def _pointwise(x: Array, kernel: Array) -> Array:
     return jax.lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
 
 
+def _is_product(kernel: Array, strides: tuple[int, int], pads: Pads) -> bool:
+    return (*kernel.shape[:2], *strides, *pads[0], *pads[1]) == (1, 1, 1, 1, 0, 0, 0, 0)
+
+
+def _by_xla(x: Array, kernel: Array, *, strides: tuple[int, int], pads: Pads) -> Array:
+    return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_LAYOUT)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _conv(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
-    by_xla = functools.partial(
-        jax.lax.conv_general_dilated, window_strides=strides, padding=pads, dimension_numbers=_LAYOUT
-    )
+    by_xla = functools.partial(_by_xla, strides=strides, pads=pads)
     if _is_product(kernel, strides, pads):
         return jax.lax.platform_dependent(x, kernel, cpu=_pointwise, default=by_xla)
     return by_xla(x, kernel)
-
-
-def _is_product(kernel: Array, strides: tuple[int, int], pads: Pads) -> bool:
-    return (*kernel.shape[:2], *strides, *pads[0], *pads[1]) == (1, 1, 1, 1, 0, 0, 0, 0)
 
 
 @_conv.defjvp
@@ -216,9 +218,7 @@ def _(strides: tuple[int, int], pads: Pads, primals: Any, tangents: Any) -> tupl
         (out,) = jax.linear_transpose(gradient, y)(dkernel)
         return out
 
-    def by_xla(x: Array, dkernel: Array) -> Array:
-        return jax.lax.conv_general_dilated(x, dkernel, strides, pads, dimension_numbers=_LAYOUT)
-
+    by_xla = functools.partial(_by_xla, strides=strides, pads=pads)
     by_kernel = jax.lax.platform_dependent(x, dkernel, cpu=along, default=by_xla)
     return y, _conv(dx, kernel, strides, pads) + by_kernel
 
