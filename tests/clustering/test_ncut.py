@@ -386,16 +386,17 @@ def test_no_worse_than_cut_normalized():
 
 @pytest.mark.slow
 def test_a_photograph_of_bsds500_is_cut_within_a_gigabyte():
-    """From a bare interpreter to the labels, all programs compiled anew."""
-    pytest.importorskip("resource", reason="needs a Unix")
+    """From a bare interpreter to the labels, all programs compiled anew. The peak is the kernel's `VmHWM`:
+    `ru_maxrss` survives an exec, so that it would count what the tests before this one hold."""
+    if not os.path.exists("/proc/self/status"):
+        pytest.skip("needs Linux's /proc")
     code = (
-        "import resource, sys, numpy as np\n"
+        "import numpy as np\n"
         "from jaxseg.clustering import ncut\n"
         "x = np.kron(np.random.default_rng(0).random((11, 16, 3)), np.ones((30, 31, 1)))[:321, :481]\n"
         "ncut((255 * x).astype(np.uint8), 8).labels.block_until_ready()\n"
-        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(peak if sys.platform == 'darwin' else 1024 * peak)"
+        "print(*[line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')])"
     )
     env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1e9
+    assert 1024 * int(done.stdout) < 1e9
