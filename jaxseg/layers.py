@@ -17,7 +17,6 @@ from jaxseg.ops.batch import batch_mean, batch_sum, example_index
 from jaxseg.ops.conv import conv, conv_transpose
 from jaxseg.ops.depthwise import depthwise_conv
 from jaxseg.ops.doubling import conv_after_doubling, conv_before_halving
-from jaxseg.ops.winograd import conv3x3
 
 __all__ = [
     "NORMS",
@@ -195,11 +194,6 @@ class ConvNormAct(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h2 w2 c2"]:
         pad = (self.window - 1) // 2 * self.dilation
-        form: Callable[..., Array] = conv
-        if self.depthwise:
-            form = depthwise_conv
-        elif (self.window, self.stride, self.dilation) == (3, 1, 1) and x.shape[-1] >= 1024:
-            form = conv3x3
         x = Conv(
             self.features,
             (self.window, self.window),
@@ -209,7 +203,7 @@ class ConvNormAct(nn.Module):
             feature_group_count=self.features if self.depthwise else 1,
             use_bias=self.norm is None,
             kernel_init=self.kernel_init,
-            conv_general_dilated=form,
+            conv_general_dilated=depthwise_conv if self.depthwise else conv,
             dtype=self.dtype,
             name="conv",
         )(x)
@@ -300,8 +294,6 @@ class EqualizedConv(nn.Module):
         x = x.astype(self.dtype)
         if self.resample is not None:
             x = {"doubling": conv_after_doubling, "halving": conv_before_halving}[self.resample](x, kernel)
-        elif self.window == 3:
-            x = conv3x3(x, kernel.astype(self.dtype), (1, 1), [(1, 1)] * 2)
         else:
             x = conv(x, kernel.astype(self.dtype), (1, 1), "SAME")
         if self.use_bias:

@@ -9,9 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.layers import BatchNorm, Conv, Dropout
-from jaxseg.ops.conv import conv
 from jaxseg.ops.pooling import adaptive_average_pool, dense_max_pool, max_pool, max_pool_with_indices
-from jaxseg.ops.winograd import conv3x3
 
 __all__ = [
     "RGB_MEAN",
@@ -116,7 +114,6 @@ def _stage(vgg: VGG, x: Array, *, stage: int, dilation: int, train: bool) -> lis
             padding="REFLECT" if vgg.reflect else [(pad, pad)] * 2,
             kernel_dilation=dilation,
             kernel_init=he_init,
-            conv_general_dilated=conv3x3 if vgg.reflect and dilation == 1 else conv,
             dtype=vgg.dtype,
             name=f"conv{stage}_{i}",
             parent=vgg,

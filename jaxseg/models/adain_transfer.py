@@ -18,9 +18,9 @@ from jaxseg.ops.adain import (
     blend_statistics,
     channel_statistics,
 )
+from jaxseg.ops.conv import conv
 from jaxseg.ops.doubling import conv_after_doubling
 from jaxseg.ops.resize import resize_bilinear
-from jaxseg.ops.winograd import conv3x3
 
 __all__ = ["ENCODERS", "LEAST", "STYLE_FEATURES", "AdaINTransfer", "vgg16_relu4_1", "vgg19_relu4_1"]
 
@@ -62,7 +62,7 @@ class Decoder(nn.Module):
                     features,
                     (3, 3),
                     padding="SAME" if doubles else "REFLECT",
-                    conv_general_dilated=_after_doubling if doubles else conv3x3,
+                    conv_general_dilated=_after_doubling if doubles else conv,
                     kernel_init=nn.initializers.variance_scaling(0.01 if last else 2.0, "fan_in", "normal"),
                     bias_init=nn.initializers.constant(0.5 if last else 0.0),
                     dtype=jnp.float32 if last else self.dtype,

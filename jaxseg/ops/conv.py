@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.ops.winograd import tiles_pay, winograd
+
 __all__ = ["atrous_conv", "conv", "conv_transpose", "fully_connected_conv"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 LEAST_CHANNELS = 32  # below, turning an image round takes what the products save
 LEAST_PIXELS = 512
+_NONE, _BORDER = ((0, 0), (0, 0)), ((1, 1), (1, 1))
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -232,10 +235,11 @@ def conv(
 ) -> Float[Array, "n h2 w2 features"]:
     """`jax.lax.conv_general_dilated`, for `nn.Conv` to call, with the forms and gradients that suit a CPU there.
 
-    Holes go to `atrous_conv` and a 1x1 window is one product. The gradient for another kernel is that of
-    convolutions along the height whose channels are a row's pixels: of 256 to 256 channels on 200x200 pixels it takes
-    470 ms (PyTorch 437, jax 0.10.2, one core), and XLA's, which takes the image's pixels one at a time, 2100; of a
-    1x1 window of 1024 to 256 channels on 50x50 pixels 17 (9) and 90. What has groups, or is small, is XLA's.
+    Holes go to `atrous_conv`, many channels under a 3x3 window to `winograd`, and a 1x1 window is one product. The
+    gradient for another kernel is that of convolutions along the height whose channels are a row's pixels: of 256 to
+    256 channels on 200x200 pixels it takes 470 ms (PyTorch 437, jax 0.10.2, one core), and XLA's, which takes the
+    image's pixels one at a time, 2100; of a 1x1 window of 1024 to 256 channels on 50x50 pixels 17 (9) and 90. What has
+    groups, or is small, is XLA's.
     """
     options = {"dimension_numbers": _LAYOUT} | options
     holes = tuple(options.get("rhs_dilation") or (1, 1))
@@ -255,5 +259,12 @@ def conv(
         dilated = strides == (1, 1) and (kh, kw) != (1, 1)
         return atrous_conv(x, kernel, strides, pads, **options) if dilated else by_xla(x, kernel)
     pads = (top, bottom), (left, right)
+    if (kh, kw, *strides) == (3, 3, 1, 1) and pads in (_BORDER, _NONE) and tiles_pay(x, kernel):
+        return jax.lax.platform_dependent(x, kernel, cpu=functools.partial(winograd, border=top), default=by_xla)
     small = max(kernel.shape[2:]) < LEAST_CHANNELS or x.shape[0] * x.shape[1] * x.shape[2] < LEAST_PIXELS
-    return by_xla(x, kernel) if small and not _is_product(kernel, strides, pads) else _conv(x, kernel, strides, pads)
+    common = functools.partial(_by_xla if small and not _is_product(kernel, strides, pads) else _conv, strides=strides)
+    if (kh, kw, *strides) == (3, 3, 1, 1) and pads == _NONE:
+        # XLA is slow without a border: 256 to 256 channels on 64x64 pixels take 115 ms, and 37 with a row of zeros
+        with_a_row = lambda x, kernel: common(x, kernel, pads=((0, 1), (0, 0)))[:, :-1]  # noqa: E731
+        return jax.lax.platform_dependent(x, kernel, cpu=with_a_row, default=by_xla)
+    return common(x, kernel, pads=pads)

@@ -1,16 +1,12 @@
 """3x3 convolutions in the form that CPUs are fast at: of many channels with 4/9 of the multiplications."""
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.ops.conv import conv
-
-__all__ = ["conv3x3"]
+__all__ = ["tiles_pay", "winograd"]
 
 LEAST_CHANNELS = 256  # in and out: below, transforming the image takes what the products save
 LEAST_PIXELS = 512  # below, transforming the kernel takes what the products save
@@ -35,7 +31,22 @@ def _pixels(m: Sequence[Array]) -> list[Array]:
     return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
 
 
-def _winograd(x: Array, kernel: Array, border: int = 1) -> Array:
+def tiles_pay(x: Array, kernel: Array) -> bool:
+    """Whether a 3x3 convolution of `x [n, h, w, c]` with `kernel [3, 3, c, features]` is faster by tiles on a CPU."""
+    n, h, w, _ = x.shape
+    return min(kernel.shape[2:]) >= LEAST_CHANNELS and n * h * w >= LEAST_PIXELS and h * w <= MOST_PIXELS
+
+
+def winograd(
+    x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c features"], border: int = 1
+) -> Float[Array, "n h2 w2 features"]:
+    """A 3x3 convolution with a border of 1 or 0 by Winograd's F(2x2, 3x3) (Lavin and Gray 2016, section 4.1).
+
+    Results differ from a direct sum by some 4e-6 of their order; tiles and sums are at least float32. Of 512 to 512
+    channels on 64x64 pixels it takes 91 ms and both gradients 212 (jax 0.10.2, one core), and XLA's convolution with
+    the kernel gradient of `jaxseg.ops.conv` 136 and 278; of 256 to 256 on 128 images of 14x14 203 and 451, and 289
+    and 620.
+    """
     n, c = x.shape[0], x.shape[-1]
     h, w = x.shape[1] + 2 * border - 2, x.shape[2] + 2 * border - 2
     dtype, features = x.dtype, kernel.shape[-1]
@@ -52,49 +63,3 @@ def _winograd(x: Array, kernel: Array, border: int = 1) -> Array:
     stacked = jnp.stack([jnp.stack([pixels[b][a] for b in (0, 1)], 1) for a in (0, 1)], 1)  # tile, row, column, c
     y = stacked.reshape(n, rows, columns, 2, 2, features).transpose(0, 1, 3, 2, 4, 5)
     return y.reshape(n, 2 * rows, 2 * columns, features)[:, :h, :w].astype(dtype)
-
-
-def conv3x3(
-    x: Float[Array, "n h w c"],
-    kernel: Float[Array, "3 3 c features"],
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    **options: Any,
-) -> Float[Array, "n h2 w2 features"]:
-    """A 3x3 convolution with a border of 1 or none: `jax.lax.conv_general_dilated`, for `nn.Conv` to call.
-
-    On CPU by Winograd's F(2x2, 3x3) (Lavin and Gray 2016, section 4.1), whose results differ by some 4e-6 of
-    their order: 2048 to 512 channels on 32x32 pixels take 155 ms (PyTorch 198, jax 0.10.2, one core), and XLA's
-    convolution 242; four images of 512 to 512 channels and both gradients 223, and 816. Not of fewer than
-    LEAST_CHANNELS, nor on images beyond MOST_PIXELS. What XLA does is not without a border, where it is slow: 256
-    to 256 channels on 64x64 pixels take 115 ms, and 37 with one row of zeros, which is cut off again. Raises
-    ValueError for strides, another border, holes or groups.
-    """
-    holes, groups = options.get("rhs_dilation") or (1, 1), options.get("feature_group_count", 1)
-    pads = {"VALID": ((0, 0), (0, 0))}.get(padding) if isinstance(padding, str) else tuple(map(tuple, padding))
-    if set(window_strides) | set(holes) | {groups} != {1} or pads not in (((0, 0),) * 2, ((1, 1),) * 2):
-        raise ValueError(
-            f"conv3x3 has a border of 1 or 0 and no strides, holes or groups, got {padding if pads is None else pads}, "
-            f"{tuple(window_strides)}, {tuple(holes)}, {groups}"
-        )
-    border = pads[0][0]
-    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")} | options
-
-    def by_xla(x: Array, kernel: Array) -> Array:
-        return jax.lax.conv_general_dilated(x, kernel, window_strides, pads, **options)
-
-    def with_a_row(x: Array, kernel: Array) -> Array:
-        return conv(x, kernel, window_strides, ((0, 1), (0, 0)), **options)[:, :-1]
-
-    known = all(isinstance(n, int) for n in x.shape)  # jax.export may leave a size open
-    many = min(kernel.shape[2:]) >= LEAST_CHANNELS
-    if (
-        known
-        and many
-        and x.shape[0] * x.shape[1] * x.shape[2] >= LEAST_PIXELS
-        and x.shape[1] * x.shape[2] <= MOST_PIXELS
-    ):
-        return jax.lax.platform_dependent(x, kernel, cpu=functools.partial(_winograd, border=border), default=by_xla)
-    if border == 0:
-        return jax.lax.platform_dependent(x, kernel, cpu=with_a_row, default=by_xla)
-    return conv(x, kernel, window_strides, pads, **options)
