@@ -398,5 +398,5 @@ def full(name):
 def run(model, images):
     """Logits `[N, H, W, K]` for images `[N, H, W, C]`, with gradients if the model is in train mode."""
     with torch.set_grad_enabled(model.training):
-        x = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2)
+        x = torch.tensor(np.asarray(images), dtype=next(model.parameters()).dtype).permute(0, 3, 1, 2)
         return model(x).movedim(1, -1)

@@ -381,14 +381,17 @@ def test_counts_of_the_transcriptions(name):
 @pytest.mark.parity
 @pytest.mark.parametrize(("name", "train"), [*((n, False) for n in TRANSCRIBED), *((n, True) for n in NORMED)])
 def test_beside_torch(name, train):
-    """Logits, gradients and running statistics, in both modes where they differ but for dropout."""
+    """Logits, gradients and running statistics, in both modes where they differ but for dropout.
+
+    PyTorch computes in float64: its own rounding in float32 is twice ours where batch norms sum few pixels.
+    """
     torch = pytest.importorskip("torch")
     from golden import reference
 
     model, variables, images = narrow(name)
     if hasattr(model, "dropout"):
         model = model.clone(dropout=0.0)
-    theirs = reference.narrow(name).train()
+    theirs = reference.narrow(name).double().train()
     if not train:
         for module in theirs.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
