@@ -141,16 +141,16 @@ def detection() -> str:
         "roi_align": "RoIAlign of 1,000 boxes, 256 channels",
         "rpn": "RPN on a pyramid",
     }
-    last = {(r["what"], r["task"], r["batch"]): r for r in _read("detection_cpu.json")}
+    last = {(r["what"], r["task"], r["batch"], r.get("objects")): r for r in _read("detection_cpu.json")}
     rows = [
         [
             names.get(what, f"`{what}`"),
-            {"train": "train step"}.get(task, task),
+            f"train step, {objects} objects" if task == "train" else task,
             f"{batch}x{row['size'][0]}x{row['size'][1]}",
             *(f"{row['times'][peer]['ms']:,.0f}" for peer in ("jaxseg", "torchvision")),
             f"{row['ratio']:.2f}",
         ]
-        for (what, task, batch), row in last.items()
+        for (what, task, batch, objects), row in last.items()
     ]
     titles = ("what", "", "images", "jaxseg, ms", "torchvision, ms", "time over torchvision's")
     return markdown(titles, rows, left=3)
