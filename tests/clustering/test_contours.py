@@ -99,3 +99,18 @@ def test_eigenvectors_add_their_own_contours():
     assert row[10] > 0.4
     assert row[16] > 0.4
     assert row[4] < 0.1
+
+
+@pytest.mark.parametrize("rise", [2, 8])
+def test_cells_meet_on_a_crest_and_not_on_its_flank(rise):
+    """Even where the two sides are unlike: what counts is height, and not how it changes."""
+    x = np.arange(41)
+    ridge = np.exp(-0.5 * ((x - 20) / np.where(x < 20, rise, 4)) ** 2)
+    row = watershed_cells(np.tile(ridge, (7, 1)))[3]
+    assert row.max() == 1
+    assert np.flatnonzero(np.diff(row))[0] in (19, 20)
+
+
+def test_a_shelf_with_a_way_down_is_no_cell():
+    row = np.array([0.0, 0.1, 0.1, 0.1, 0.1, 0.5, 1.0, 0.3, 0.0])
+    np.testing.assert_array_equal(watershed_cells(np.tile(row, (5, 1)))[2] > 0, np.arange(9) > 5)
