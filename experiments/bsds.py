@@ -35,7 +35,7 @@ class Config:
     out: pathlib.Path = pathlib.Path("runs/bsds")
     methods: tuple[str, ...] = ("kmeans", "ncut")
     clusters: tuple[int, ...] = (2, 3, 4, 6, 9, 14)  # k-means: the scales
-    levels: tuple[float, ...] = (0.15, 0.2, 0.24, 0.28, 0.32, 0.36, 0.41, 0.47, 0.54)  # ncut: the scales
+    levels: tuple[float, ...] = (0.45, 0.475, 0.5, 0.525, 0.55, 0.58, 0.61, 0.64, 0.67, 0.71, 0.76)  # ncut: the scales
     shrink: int = 2  # the image is reduced before, and labels enlarged after
     first: int = 0
     step: int = 1  # every so many images
