@@ -4,8 +4,9 @@
 
 Normalized Cut: the contours of its eigenvectors, with the image's own, merged from cells to few segments.
 k-means: pixels by Lab and position, a segmentation for each number of clusters.
-All of val: Normalized Cut covering 0.548, PRI 0.792, VI 1.75, F 0.660; k-means 0.387, 0.724, 2.42, 0.501. The weights of
-contours and the levels were chosen on every third image (F 0.660 on them, 0.660 on the others). 3.2 s an image on one core.
+All of val: Normalized Cut covering 0.548, PRI 0.792, VI 1.75, F 0.660; k-means 0.387, 0.724, 2.42, 0.501.
+The weights of contours and the levels were chosen on every third image (F 0.660 on them and on the others).
+3.2 s an image for both, on one core.
 Resumable: scores are kept by image under `out`; a second run goes on where one stopped.
 """
 
