@@ -1,4 +1,4 @@
-"""Contours of an image: where histograms of brightness and colour change.
+"""Contours of an image: where histograms of brightness, colour and texture change.
 
 After Martin, Fowlkes & Malik 2004 (Pb), who compare the histograms of a disc's two halves by chi-squared at
 every angle. Here the halves are the lobes of a Gaussian's first derivative: the difference of histograms at any
@@ -13,22 +13,32 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxseg.clustering.features import rgb_to_lab
+from jaxseg.clustering.features import apply_filters, filter_bank, rgb_to_lab
 
 __all__ = [
     "contour_scale",
     "contour_strength",
     "contour_tensor",
+    "cue_strength",
     "eigenvector_tensor",
     "histogram_tensor",
     "segmentation_strength",
     "strongest",
+    "texture_shares",
     "thin",
 ]
 
 LIGHTNESS_BINS = 10
 COLOUR_BINS = 12
 COLOUR_RANGE = 60.0  # a* and b* beyond are counted with the last bin
+# by channel, scales (of `contour_scale`) and weights; brightness finest and texture coarsest, as in Martin et al. 2004
+CUES = {
+    "L": ((1 / 3, 0.10), (2 / 3, 0.15), (4 / 3, 0.07)),
+    "a": ((2 / 3, 0.10), (4 / 3, 0.12)),
+    "b": ((2 / 3, 0.10), (4 / 3, 0.12)),
+    "texture": ((3.0, 0.60),),
+}
+SPECTRAL = 0.20
 
 
 def contour_scale(height: int, width: int) -> float:
@@ -98,13 +108,17 @@ def thin(strength: Float[Array, "h w"], normal: Float[Array, "2 h w"]) -> Float[
     return jnp.where((strength >= beside(1.0)) & (strength > beside(-1.0)), strength, 0.0)
 
 
+def _channels(rgb: Float[Array, "h w 3"]) -> dict[str, Float[Array, "bins h w"]]:
+    """Memberships in bins of L*, a* and b*."""
+    lab = rgb_to_lab(rgb)
+    colour = {name: _soft_bins(lab[..., i] / (2 * COLOUR_RANGE) + 0.5, COLOUR_BINS) for i, name in ((1, "a"), (2, "b"))}
+    return {"L": _soft_bins(lab[..., 0] / 100, LIGHTNESS_BINS), **colour}
+
+
 def contour_tensor(rgb: Float[Array, "h w 3"], scale: float | None = None) -> Float[Array, "3 h w"]:
     """The mean of the forms of lightness, a* and b* at `scale` and 2 `scale` pixels; at most about 1."""
     scale = contour_scale(*rgb.shape[:2]) if scale is None else scale
-    lab = rgb_to_lab(rgb)
-    light = _soft_bins(lab[..., 0] / 100, LIGHTNESS_BINS)
-    colour = [_soft_bins(lab[..., i] / (2 * COLOUR_RANGE) + 0.5, COLOUR_BINS) for i in (1, 2)]
-    bins = jnp.concatenate([light, *colour])
+    bins = jnp.concatenate(list(_channels(rgb).values()))
     return (histogram_tensor(bins, scale) + histogram_tensor(bins, 2 * scale)) / 6
 
 
@@ -127,13 +141,39 @@ def eigenvector_tensor(values: Float[Array, "k"], vectors: Float[Array, "k h w"]
     return jax.lax.scan(add, jnp.zeros((3, *vectors.shape[1:])), (values, vectors))[0]
 
 
+def texture_shares(rgb: Float[Array, "h w 3"], scale: float = 1.0) -> Float[Array, "21 h w"]:
+    """Shares, of sum 1, in a pixel's texture of the halves of `filter_bank`'s responses at `scale` pixels, and of none.
+
+    In place of the textons of Malik et al. 2001, which need a clustering: lightness by filter, even responses
+    above and below 0 apart, odd ones as magnitudes; a sum of 0.02 (of white) is half a texture.
+    """
+    responses = jnp.moveaxis(apply_filters(rgb_to_lab(rgb)[..., 0] / 100, filter_bank((scale,))), -1, 0)
+    even, odd = jnp.concatenate([responses[0:-1:2], responses[-1:]]), responses[1:-1:2]
+    halves = jnp.concatenate([jnp.maximum(even, 0), jnp.maximum(-even, 0), jnp.abs(odd)])
+    none = jnp.full((1, *rgb.shape[:2]), 0.02, halves.dtype)
+    return jnp.concatenate([halves, none]) / (jnp.sum(halves, axis=0) + none)
+
+
+def cue_strength(rgb: Float[Array, "h w 3"], scale: float | None = None) -> Float[Array, "h w"]:
+    """Contours of brightness, colour and texture at the scales and weights of `CUES`, not thinned; below 1.4."""
+    scale = contour_scale(*rgb.shape[:2]) if scale is None else scale
+    memberships = {**_channels(rgb), "texture": texture_shares(rgb, 2 / 3 * scale)}
+    cues = [
+        weight * strongest(histogram_tensor(memberships[name], times * scale))[0]
+        for name, at in CUES.items()
+        for times, weight in at
+    ]
+    return functools.reduce(jnp.add, cues)
+
+
 def segmentation_strength(
     rgb: Float[Array, "h w 3"], values: Float[Array, "k"], vectors: Float[Array, "k h w"], scale: float | None = None
 ) -> Float[Array, "h w"]:
-    """0.6 of the image's own contours and 0.4 of those of its eigenvectors, not thinned, from 0 to about 1.4.
+    """The image's own contours, `cue_strength`, and those of its eigenvectors, not thinned, from 0 to about 1.8.
 
-    Eigenvector contours are relative to their 98th percentile, and at most twice that.
+    After Arbelaez et al. 2011, section 3.3 (gPb). Eigenvector contours are relative to their 98th percentile, at
+    most twice that, and weigh `SPECTRAL`.
     """
-    own = strongest(contour_tensor(rgb, scale))[0]
     spectral = strongest(eigenvector_tensor(values, vectors))[0]
-    return 0.6 * own + 0.4 * jnp.minimum(spectral / jnp.maximum(jnp.percentile(spectral, 98), 1e-20), 2.0)
+    spectral = jnp.minimum(spectral / jnp.maximum(jnp.percentile(spectral, 98), 1e-20), 2.0)
+    return cue_strength(rgb, scale) + SPECTRAL * spectral

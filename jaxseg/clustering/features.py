@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
-__all__ = ["as_rgb", "filter_bank", "pixel_features", "rgb_to_lab", "texture_responses"]
+__all__ = ["apply_filters", "as_rgb", "filter_bank", "pixel_features", "rgb_to_lab", "texture_responses"]
 
 
 def as_rgb(image: Any) -> Float[Array, "h w 3"]:
@@ -86,7 +86,8 @@ def filter_bank(scales: tuple[float, ...] = (1.0, 2.0), orientations: int = 6) -
     return (bank / np.abs(bank).sum(axis=(1, 2), keepdims=True)).astype(np.float32)
 
 
-def _filter(grey: Float[Array, "h w"], bank: Float[np.ndarray, "filters s s"]) -> Float[Array, "h w filters"]:
+def apply_filters(grey: Float[Array, "h w"], bank: Float[np.ndarray, "filters s s"]) -> Float[Array, "h w filters"]:
+    """Correlation with each filter; edge values are repeated beyond the border."""
     r = bank.shape[-1] // 2
     padded = jnp.pad(grey, r, mode="edge")
     out = jax.lax.conv(
@@ -101,7 +102,7 @@ def _luminance(rgb: Float[Array, "h w 3"]) -> Float[Array, "h w"]:
 
 def texture_responses(rgb: Float[Array, "h w 3"]) -> Float[Array, "h w filters"]:
     """Responses of `filter_bank` to luminance; edge values are repeated beyond the border."""
-    return _filter(_luminance(rgb), filter_bank())
+    return apply_filters(_luminance(rgb), filter_bank())
 
 
 def pixel_features(

@@ -1,6 +1,5 @@
 """`jaxseg cluster`: a photograph segmented by k-means or Normalized Cut, drawn as papers draw it."""
 
-import functools
 import pathlib
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +17,6 @@ from jaxseg.clustering.features import as_rgb, pixel_features
 from jaxseg.clustering.hierarchy import hierarchy, segmentation_of
 from jaxseg.clustering.kmeans import kmeans
 from jaxseg.clustering.ncut import graph, ncut
-from jaxseg.ops.affinity import Affinity
 
 __all__ = ["ClusterConfig", "cluster_image", "mean_colours", "outline", "read_image"]
 
@@ -159,12 +157,7 @@ def _segment(rgb: Array, method: str, config: ClusterConfig) -> tuple[np.ndarray
     return labels, vectors, f"Normalized Cut, {labels.max() + 1}: {value:.3f}"
 
 
-@functools.partial(jax.jit, static_argnames=("weights",))
-def _solve(rgb: Array, key: PRNGKeyArray, weights: tuple[tuple[str, Any], ...]) -> tuple[Affinity, Array, Array]:
-    affinity = graph(rgb, **dict(weights))
-    k = min(12, affinity.degree.size - 1)
-    pairs = smallest_eigenpairs(affinity, k, key=key, tolerance=3e-4, max_iterations=12, guard=4)
-    return affinity, pairs.vectors, segmentation_strength(rgb, pairs.values, pairs.vectors)
+_strength = jax.jit(segmentation_strength)  # apart from the solver: to compile both as one takes the memory of both
 
 
 def _merged(rgb: Array, num_segments: int, key: PRNGKeyArray, weights: dict[str, Any]) -> tuple[Any, Any, float]:
@@ -172,6 +165,9 @@ def _merged(rgb: Array, num_segments: int, key: PRNGKeyArray, weights: dict[str,
     h, w, _ = rgb.shape
     if not 1 <= num_segments <= h * w:
         raise ValueError(f"ncut needs num_segments from 1 to the number of pixels {h * w}, got {num_segments}")
-    affinity, vectors, strength = _solve(rgb, key, tuple(weights.items()))
+    affinity = graph(rgb, **weights)
+    k = min(12, affinity.degree.size - 1)
+    pairs = smallest_eigenpairs(affinity, k, key=key, tolerance=3e-4, max_iterations=12, guard=4)
+    strength = _strength(rgb, pairs.values, pairs.vectors)
     labels = segmentation_of(hierarchy(strength, size_power=0.5), num_segments)
-    return labels, np.asarray(vectors), float(ncut_value(affinity, jnp.asarray(labels), num_segments))
+    return labels, np.asarray(pairs.vectors), float(ncut_value(affinity, jnp.asarray(labels), num_segments))

@@ -23,14 +23,32 @@ class Hierarchy(NamedTuple):
 
 
 def watershed_cells(strength: Float[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
-    """Catchment basins of the strength's local minima, numbered from 0."""
+    """Catchment basins of the strength's local minima, numbered from 0; they meet on its crests.
+
+    Flooding in the order of height (Meyer 1991). Not `scipy.ndimage.watershed_ift`, which goes by differences
+    of height between neighbours, so that its basins meet on a crest's flank.
+    """
+    h, w = strength.shape
     top = np.percentile(strength, 99.9)
-    levels = np.clip(strength / max(float(top), 1e-9) * 4000, 0, 65535).astype(np.uint16)
+    levels = np.clip(strength / max(float(top), 1e-9) * 4000, 0, 65535).astype(np.int64)
     minima = levels == scipy.ndimage.minimum_filter(levels, size=3)
+    parts, _ = scipy.ndimage.label(minima, structure=np.ones((3, 3)))
+    drained = minima & (levels == scipy.ndimage.minimum_filter(np.where(minima, 65536, levels), size=3))
+    minima &= ~np.isin(parts, parts[drained])  # shelves with a way down
     markers, _ = scipy.ndimage.label(minima, structure=np.ones((3, 3)))
-    # within a wall: scipy's flood runs on from the end of a row to the start of the next
-    levels, markers = np.pad(levels, 1, constant_values=65535), np.pad(markers.astype(np.int32), 1)
-    return scipy.ndimage.watershed_ift(levels, markers)[1:-1, 1:-1] - 1
+    cells = np.pad(markers, 1, constant_values=-1).reshape(-1).tolist()  # within a wall
+    heights = np.pad(levels, 1).reshape(-1).tolist()
+    heap = [(heights[i], 0, i) for i, cell in enumerate(cells) if cell > 0]
+    heapq.heapify(heap)
+    turn = 0  # of equal heights, first come, first served: a plateau is shared by distance
+    while heap:
+        level, _, i = heapq.heappop(heap)
+        for j in (i - w - 2, i - 1, i + 1, i + w + 2):
+            if cells[j] == 0:
+                turn += 1
+                cells[j] = cells[i]
+                heapq.heappush(heap, (max(level, heights[j]), turn, j))
+    return np.array(cells).reshape(h + 2, w + 2)[1:-1, 1:-1] - 1
 
 
 def _borders(cells: Int[np.ndarray, "h w"], strength: Float[np.ndarray, "h w"]) -> list[dict[int, list[float]]]:

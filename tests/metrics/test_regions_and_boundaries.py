@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from jaxseg.metrics.boundaries import boundaries, boundary_counts, boundary_scores, f_measure, match, thin
 from jaxseg.metrics.regions import covering, image_scores, rand_index, region_scores, variation_of_information
@@ -104,6 +106,18 @@ def test_matching_is_one_to_one_and_largest():
     a[0, 1:6], b[0, 1:6] = True, False
     b[0, 3] = True
     assert match(a, b, 5.0)[0].sum() == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_matching_is_as_large_as_scipy_s(seed):
+    a, b = (np.random.default_rng([seed, i]).random((24, 31)) < (0.2, 0.25)[i] for i in range(2))
+    here, there = np.argwhere(a), np.argwhere(b)
+    near = np.linalg.norm(here[:, None] - there[None], axis=-1) <= 1.5
+    largest = (maximum_bipartite_matching(csr_array(near), perm_type="column") >= 0).sum()
+    ours, theirs = match(a, b, 1.5)
+    assert ours.sum() == theirs.sum() == largest
+    assert not (ours & ~a).any()
+    assert not (theirs & ~b).any()
 
 
 def test_boundary_f_by_hand():
