@@ -5,6 +5,14 @@ import pathlib
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from jaxseg.data.source import DataError
 
@@ -12,7 +20,8 @@ __all__ = ["IMAGE_SUFFIXES", "read_image", "read_mask"]
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 # of what a file may be, whatever its name says: Pillow hands PostScript to Ghostscript, which runs it
-_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
+_KINDS = (JpegImageFile, PngImageFile, BmpImageFile, TiffImageFile, WebPImageFile, GifImageFile, PpmImageFile)
+_FORMATS = tuple(kind.format for kind in (*_KINDS, Jpeg2KImageFile))  # with these, Pillow loads no more of its readers
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
