@@ -73,7 +73,7 @@ def _host_of(topology: str) -> dict[str, Any]:
     sides = [int(n) for n in shape.split("x") if n.isdecimal()]
     options: dict[str, Any] = {"chip_config_name": "megacore"} if chip == "v4" else {}
     if sides and 0 < np.prod(sides) < 4:
-        options["chips_per_host_bounds"] = (sides + [1, 1])[:3]
+        options["chips_per_host_bounds"] = [*sides, 1, 1][:3]
     return options
 
 

@@ -112,8 +112,9 @@ def _compiled(config: Compile, name: str, what: str) -> dict[str, Any]:
     row = _identity(config, name, what)
     start = time.perf_counter()
     compiler = aot.compile_train if what == "train" else aot.compile_apply
+    devices = placement.batch_devices * placement.height_devices
     try:
-        cost = compiler(model, placement, size, config.batch, devices=placement.batch_devices * placement.height_devices)
+        cost = compiler(model, placement, size, config.batch, devices=devices)
     except jax.errors.JaxRuntimeError as error:  # the compiler's own word that it does not fit
         if "RESOURCE_EXHAUSTED" not in str(error) and "memory" not in str(error):
             raise
