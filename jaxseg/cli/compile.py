@@ -84,7 +84,7 @@ def _placement(config: Compile) -> parallel.Placement:
 
 def _identity(config: Compile, name: str, what: str) -> dict[str, Any]:
     model, size = _model(config, name)
-    where = {"platform": config.lower}
+    where: dict[str, Any] = {"platform": config.lower}
     if not config.lower:
         where = {"topology": config.topology, "mesh": _placement(config).name}
     return {
