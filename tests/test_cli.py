@@ -317,6 +317,16 @@ def test_every_device_is_used(capsys, run):
     assert len(jax.devices()) == 8, "these tests run on eight devices: the batch of 8 above is one each"
 
 
+def test_more_classes_than_a_label_map_holds_are_refused(photos, tmp_path, capsys):
+    model = jaxseg.create_model("unet_small", 256)
+    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    save_weights(tmp_path / "w.safetensors", model, jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes))
+    words = ("predict", "unet_small", photos / "val" / "images" / "photo7.png", "--weights", tmp_path / "w.safetensors")
+    assert jaxseg_command(*words, "--out", tmp_path / "o") == 2
+    assert "scores 256 classes, and a label map of 8 bits holds 255" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
 def test_predict_with_a_published_checkpoint(photos, tmp_path):
     name = "lraspp_mobilenet_v3_large"
     model = jaxseg.create_model(name, 3)

@@ -92,6 +92,12 @@ COMMANDS: dict[str, Callable[[], Callable]] = {
 }
 
 
+def _said_once(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """As ever, but for what tensorstore prints of every other array where one could not be saved."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; a mistake in what was asked for ends with one message and exit code 2."""
     gc.set_threshold(100_000)  # tracing makes objects that stay: looking through them was 4 % of a start
@@ -104,7 +110,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     from jaxseg.data import default_data_dir
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and Grain narrate
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax and Grain narrate; what fails is raised besides
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _said_once
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(default_data_dir() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
