@@ -96,6 +96,37 @@ def test_load_run_is_the_trained_model(run):
     assert logits.shape == (1, 16, 32, 2)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": None},
+        {"num_classes": 0},
+        {"num_classes": 2**70},
+        {"size": [64]},
+        {"size": [64.5, 64]},
+        {"palette": [[300, 0, 0]]},
+        {"class_names": [1]},
+        {"fields": {"dtype": "zz"}},
+        {"fields": []},
+        None,
+        {},
+    ],
+)
+def test_a_run_that_describes_no_model_is_said_to(change, run, photos, tmp_path, capsys):
+    """As one of `fit` from Python may, or a stranger's."""
+    shutil.copytree(run / "checkpoints", tmp_path / "run" / "checkpoints")
+    for meta in (tmp_path / "run" / "checkpoints").glob("*/meta/metadata"):
+        saved = json.loads(meta.read_text())
+        meta.write_text(json.dumps(saved | {"config": saved["config"] | change if change else change}))
+    photo = photos / "val" / "images" / "photo7.png"
+    for words in (["predict", tmp_path / "run", photo, "--out", tmp_path / "o"], ["evaluate", tmp_path / "run"]):
+        assert jaxseg_command(*words) == 2
+        said = capsys.readouterr().err
+        assert f"{tmp_path / 'run'} does not say which model it holds" in said or "describes no model" in said
+    with pytest.raises(ValueError, match="model"):
+        jaxseg.load_run(tmp_path / "run")
+
+
 def test_a_loss_by_name_is_the_sum_of_its_parts():
     rng = np.random.default_rng(0)
     logits, labels = jnp.array(rng.normal(size=(2, 4, 4, 3))), jnp.array(rng.integers(0, 3, (2, 4, 4)))

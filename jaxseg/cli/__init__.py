@@ -107,6 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     import jax
     import tyro
+    from flax.errors import FlaxError
 
     from jaxseg.data import default_data_dir
 
@@ -126,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
             run: Any = tyro.extras.subcommand_cli_from_dict
             every = {name: load() for name, load in COMMANDS.items()}
             code = run(every, args=words, prog="jaxseg", description=__doc__)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, FlaxError) as error:
         if os.environ.get("JAXSEG_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
