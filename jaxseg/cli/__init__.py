@@ -1,6 +1,5 @@
 """The `jaxseg` command."""
 
-import atexit
 import gc
 import os
 import sys
@@ -101,7 +100,6 @@ def _said_once(kind: type[BaseException], error: BaseException, trace: Any) -> N
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; a mistake in what was asked for ends with one message and exit code 2."""
     gc.set_threshold(100_000)  # tracing makes objects that stay: looking through them was 4 % of a start
-    atexit.register(gc.freeze)  # and looking once more for what is garbage, at the end, 7 %
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's chatter; its errors still show
     import logging
 
@@ -122,6 +120,8 @@ def main(arguments: list[str] | None = None) -> None:
         code: Any
         if words and words[0] in COMMANDS:  # only what it needs is imported
             command: Any = COMMANDS[words[0]]()
+            if arguments is None:
+                gc.freeze()  # what is imported stays, too
             code = tyro.cli(command, args=words[1:], prog=f"jaxseg {words[0]}", description=command.__doc__)
         else:
             run: Any = tyro.extras.subcommand_cli_from_dict
