@@ -1,6 +1,6 @@
 """What a compiled program will cost on a chip that need not be here: memory, FLOPs, collectives, the roofline.
 
-`jaxseg.parallel.topology_mesh` gives the devices of a named TPU topology to compile for.
+`jaxseg.parallel.topology_devices` gives the devices of a named TPU topology to compile for.
 """
 
 import functools
@@ -206,7 +206,7 @@ def _lower(f: Callable, arguments: tuple[PyTree, ...], platform: str) -> Lowered
         operations=len(re.findall(r"= \"?(?:stablehlo|chlo)\.", text)),
         convolutions=counted(r"stablehlo\.convolution.*-> tensor<(?:\d+x)*(\w+)>"),
         transposes=len(re.findall(r"stablehlo\.transpose", text)),
-        gathers=len(re.findall(r"stablehlo\.\"?(?:dynamic_)?gather", text)),
+        gathers=len(re.findall(r"\"stablehlo\.(?:dynamic_)?gather\"\(", text)),
         custom_calls=counted(r"stablehlo\.custom_call @(\w+)"),
         stablehlo_bytes=len(exported.mlir_module_serialized),
     )

@@ -111,7 +111,9 @@ def _failure_is_said(manager: ocp.CheckpointManager) -> Iterator[None]:
     except Exception as error:  # tensorstore and Orbax raise many kinds for a disk that is full
         directory = pathlib.Path(manager.directory)
         whole = _steps(directory)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if len(reason) > 300:  # the operating system's own word comes last
+            reason = f"{reason[:100]} ... {reason[-180:]}"
         newest = f"step {whole[0]} is the newest that is whole" if whole else "there is none before it"
         raise SaveFailed(
             f"no checkpoint could be written to {directory} ({reason}); {newest}. Make room or mend the folder, and "

@@ -26,6 +26,7 @@ __all__ = [
     "FitResult",
     "NonFiniteLoss",
     "Run",
+    "demand_divisible",
     "evaluate_batches",
     "evaluation_feed",
     "fit",
@@ -122,6 +123,14 @@ def _evaluate(
     return dict(fns.summarize(add(total, pending)))
 
 
+def demand_divisible(batch: int, placement: Placement) -> None:
+    """Raises ValueError for a global batch that does not divide over the devices."""
+    n = placement.batch_devices
+    if batch % n:
+        good = max(round(batch / n), 1) * n
+        raise ValueError(f"a batch of {batch} does not divide over {n} devices ({placement.name}); use {good}")
+
+
 def fit(
     fns: TrainFns,
     train: Feed,
@@ -137,15 +146,16 @@ def fit(
     same bits on the same machine. `config` describes the run; a checkpoint with another one is refused.
     `evaluation()` gives the batches to evaluate on.
 
-    Raises NonFiniteLoss, ValueError for a batch that does not divide over the devices, `checkpoint.ConfigMismatch`,
-    `checkpoint.SaveFailed` where the disk is full, and DataError, after a save, where a file can no longer be read.
+    Raises NonFiniteLoss, ValueError for a batch that does not divide over the devices or a number below 1,
+    `checkpoint.ConfigMismatch`, `checkpoint.SaveFailed` where the disk is full, and DataError, after a save, where a
+    file can no longer be read.
     """
     checkpoint.require_writable(run.out)
     placement = over_mesh(make_mesh()) if placement is None else placement
-    if run.batch % placement.batch_devices:
-        n = placement.batch_devices
-        good = max(round(run.batch / n), 1) * n
-        raise ValueError(f"a batch of {run.batch} does not divide over {n} devices ({placement.name}); use {good}")
+    demand_divisible(run.batch, placement)
+    for name in ("batch", "checkpoint_every", "evaluate_every", "keep"):
+        if (value := getattr(run, name)) is not None and value < 1:
+            raise ValueError(f"a run's {name} is at least 1, got {value}")
     config = {"steps": run.steps, "batch": run.batch, "seed": run.seed, **(config or {})}
     key = jax.random.key(run.seed)
     init_key, step_key = jax.random.split(key)

@@ -59,6 +59,24 @@ def make_mesh(data: int = -1, fsdp: int = 1, spatial: int = 1, devices: Sequence
     )
 
 
+_NO_TPU = {  # what libtpu would ask of a cloud machine, and say at length that it is none
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is used: the lock on it is not ours to want
+}
+
+
+def _host_of(topology: str) -> dict[str, Any]:
+    """What the compiler does not take from a topology's name: a part of a host's chips, and v4's cores as one chip."""
+    chip, _, shape = topology.partition(":")
+    sides = [int(n) for n in shape.split("x") if n.isdecimal()]
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if chip == "v4" else {}
+    if sides and 0 < np.prod(sides) < 4:
+        options["chips_per_host_bounds"] = [*sides, 1, 1][:3]
+    return options
+
+
 def topology_devices(name: str) -> Sequence[Any]:
     """The devices of a TPU topology such as `v5e:2x4`, to compile for without having them.
 
@@ -67,12 +85,12 @@ def topology_devices(name: str) -> Sequence[Any]:
     """
     from jax.experimental import topologies
 
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # ask no cloud machine what it is
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no device is used: the lock on it is not ours to want
+    for variable, value in _NO_TPU.items():
+        os.environ.setdefault(variable, value)
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError("compiling for a TPU needs its compiler: pip install 'jaxseg[tpu]'")
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **_host_of(name)).devices
     except Exception as error:  # the runtime's own type is not public
         raise ValueError(f"no TPU topology {name!r} ({error}); name one such as v5e:2x4 or v5p:2x2x1") from error
 

@@ -14,11 +14,15 @@ from jaxseg.models import create_model
 
 __all__ = [
     "LoadedRun",
+    "load_described",
     "load_run",
     "load_variables",
     "model_config",
     "model_from_config",
 ]
+
+
+LARGEST = 2**16  # number of classes, or of pixels on a side, in a config
 
 
 class LoadedRun(NamedTuple):
@@ -50,20 +54,53 @@ def model_from_config(config: Mapping[str, Any]) -> nn.Module:
     return create_model(config["model"], config["num_classes"], **fields)
 
 
+def _is_described(config: Any) -> bool:
+    """Whether it is what `model_config` gives."""
+    match config:
+        case {"model": str(), "num_classes": int(n), "fields": dict(), "size": [int(h), int(w)], "palette": list(rows)}:
+            return (
+                0 < n <= LARGEST
+                and 0 < h <= LARGEST
+                and 0 < w <= LARGEST
+                and all(isinstance(row, list) and len(row) == 3 for row in rows)
+                and all(isinstance(c, int) and 0 <= c <= 255 for row in rows for c in row)
+                and isinstance(names := config.get("class_names"), list)
+                and all(isinstance(name, str) for name in names)
+            )
+    return False
+
+
+def load_described(run: str | os.PathLike) -> tuple[nn.Module, PyTree, dict[str, Any]]:
+    """The model and variables of a run's newest checkpoint, and the config that was saved with them.
+
+    Raises FileNotFoundError where `run` is not the output folder of a run, and ValueError where its config does not
+    describe a model, as that of a run without `model_config`.
+    """
+    variables, config = load_variables(run)
+    if not _is_described(config):
+        raise ValueError(
+            f"{run} does not say which model it holds: its config lacks what jaxseg.runs.model_config gives, as the "
+            "config of `fit`, or is damaged"
+        )
+    try:
+        return model_from_config(config), variables, config
+    except (TypeError, LookupError, AttributeError) as error:  # fields of other types than the model's
+        raise ValueError(f"{run} describes no model that there is: {error}") from error
+
+
 def load_run(run: str | os.PathLike) -> LoadedRun:
     """The model and variables of a run's newest checkpoint: averaged parameters where the run kept an average.
 
-    Images are `[N, H, W, 3]`, ImageNet-normalised (`jaxseg.data.normalize`). Raises FileNotFoundError where
-    `run` is not the output folder of a run.
+    Images are `[N, H, W, 3]`, ImageNet-normalised (`jaxseg.data.normalize`). Raises what `load_described` does.
     """
-    variables, config = load_variables(run)
-    return LoadedRun(model_from_config(config), variables)
+    return LoadedRun(*load_described(run)[:2])
 
 
 def load_variables(run: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:
-    """The variables of a run's newest checkpoint, and the config that was saved with them."""
+    """The variables of a run's newest checkpoint, and the config that was saved with them, whatever it says."""
     from jaxseg import checkpoint  # Orbax takes a third of a second to import
 
     state, meta = checkpoint.restore_params(pathlib.Path(run) / "checkpoints")
     params = state.get("ema_params") or state["params"]
-    return {"params": params, **state.get("model_state", {})}, meta["config"]
+    config = meta.get("config")
+    return {"params": params, **state.get("model_state", {})}, config if isinstance(config, dict) else {}

@@ -168,6 +168,11 @@ def test_detectors_without_proposals_of_their_own_train_on_given_ones(name):
     assert {"loss_classifier", "loss_box_reg"} < set(jax.eval_shape(fns.update, state, batch, key)[1])
 
 
+def test_a_gather_is_counted_once():
+    shapes = jax.ShapeDtypeStruct((5,), jnp.float32), jax.ShapeDtypeStruct((3,), jnp.int32)
+    assert aot._lower(lambda x, i: x[i], shapes, "cuda").gathers == 1
+
+
 def test_convolutions_left_in_float32_would_show():
     model = jaxseg.create_model("unet_small", 5, features=(4, 6), dtype=jnp.bfloat16)
     assert set(aot.lower_train(model, (16, 16), 2, "cuda").convolutions) == {"bf16"}
@@ -243,6 +248,57 @@ def test_what_does_not_fit_is_tried_at_half_the_batch(tmp_path, monkeypatch, cap
     assert tried == [64, 32, 16]
     assert [row["fits"] for row in json.loads((tmp_path / "tpu.json").read_text())["rows"]] == [False, False, True]
     assert "does not fit" in (tmp_path / "tpu.md").read_text()
+
+
+def refusal(capsys, *words):
+    with pytest.raises(SystemExit) as ended:
+        main(["compile", "unet_small", "--batch", "8", *words])
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_words_that_mean_nothing_together_are_refused_before_a_program_is_compiled(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli_compile.parallel, "topology_devices", lambda name: jax.devices())
+    for words in (["--shard", "data=2"], ["--topology", "v4:2x2x1"]):
+        assert "--lower knows no devices" in refusal(capsys, "--lower", "cuda", *words)
+    assert "use a height such as 104" in refusal(capsys, "--size", "97x96", "--shard", "spatial=8")
+    assert "is the file of figures" in refusal(capsys, "--lower", "cuda", "--out", str(tmp_path / "lowered.md"))
+    (tmp_path / "file").touch()
+    assert "is a file, not a folder" in refusal(capsys, "--lower", "cuda", "--out", str(tmp_path / "file" / "a.json"))
+
+
+def test_rows_of_another_mesh_are_not_those_that_were_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli_compile, "MODELS", {"unet_small": jaxseg.MODELS["unet_small"]})
+    monkeypatch.setattr(cli_compile.parallel, "topology_devices", lambda name: jax.devices())
+    cost = aot.Cost(1, 1, 10, 1.0, 1.0, 1.0, 0.0, 0.5, 0, 1, {})
+    compiled = []
+    monkeypatch.setattr(cli_compile.aot, "compile_train", lambda *args, **options: compiled.append(args) or cost)
+    meshes = ["spatial=2", "data=4,spatial=2", "spatial=2,data=4", "", "data=8"]  # two meshes in all
+    for number, shard in zip([1, 1, 1, 2, 2], meshes, strict=True):
+        words = ["--size", "32x32", "--batch", "8", "--shard", shard, "--out", str(tmp_path / "tpu.json")]
+        with pytest.raises(SystemExit):
+            main(["compile", "--all", *words])
+        assert len(compiled) == number, shard
+    names = [row["mesh"] for row in json.loads((tmp_path / "tpu.json").read_text())["rows"]]
+    assert names == ["jit data=4 spatial=2", "jit data=8"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("v5e:2x4", {}),
+        ("v5e:1x1", {"chips_per_host_bounds": [1, 1, 1]}),
+        ("v4:2x2x1", {"chip_config_name": "megacore"}),
+        ("v5e", {}),
+    ],
+)
+def test_a_topology_is_of_whole_chips_and_may_be_a_part_of_a_host(name, options, monkeypatch):
+    asked = []
+    none = types.SimpleNamespace(devices=[])
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", lambda **words: asked.append(words) or none)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    parallel.topology_devices(name)
+    assert asked == [{"platform": "tpu", "topology_name": name, **options}]
 
 
 def test_rows_of_an_older_file_are_shown_without_what_they_lack():

@@ -64,6 +64,28 @@ def test_a_slower_machine_is_not_a_slower_program():
     assert worse.change == pytest.approx(0.2)
 
 
+def test_times_that_were_taken_once_have_the_noise_of_single_ones():
+    once = {"ms": 100.0, "spread_ms": 0.0, "each_ms": [100.0]}
+    for median, news in ((120.0, False), (140.0, True)):
+        (change, *_) = bench.compare([row(once)], [row({**once, "ms": median, "each_ms": [median]})]).changes
+        assert change.beyond_noise == news
+
+
+def test_rows_of_other_classes_are_not_compared():
+    other = row(times(200.0), classes=91)
+    comparison = bench.compare([row(times(100.0)), other], [row(times(100.0), classes=11), other])
+    assert len(comparison.changes) == 6
+    assert not comparison.worse
+    with pytest.raises(ValueError, match="no row in common"):
+        bench.compare([row(times(100.0))], [other])
+
+
+def test_a_peer_of_another_version_cancels_nothing():
+    before = row(times(100.0), times(200.0), torchvision="0.27")
+    after = row(times(150.0), times(300.0), torchvision="0.28")
+    assert [c.change for c in bench.compare([before], [after]).worse] == [pytest.approx(0.5)]
+
+
 def test_memory_compile_time_and_facts_are_compared_too():
     after = row(times(100.0), peak_bytes={"jaxseg": 2 * 10**8}, compile_s={"jaxseg": 12.0}, commit="b")
     comparison = bench.compare([row(times(100.0)), row(times(1.0), model="fcn")], [after])
@@ -102,6 +124,69 @@ def test_a_model_that_is_in_the_file_is_passed_over(measured, capsys):
     assert command(*words, "--threads", 1, "--out", path) == 0
     assert "unet_small is in" in capsys.readouterr().out
     assert path.read_text() == before
+
+
+def test_another_task_is_measured_and_one_that_a_model_has_not_is_passed_over(measured, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "rows.json"
+    path.write_text(measured[0].read_text())
+    seen = []
+    monkeypatch.setattr(bench, "subject", lambda name, setting: seen.append(setting))
+    monkeypatch.setattr(bench, "measure", lambda *_: json.loads(measured[0].read_text()))
+    monkeypatch.setattr(bench, "matmul_rate", lambda _: 1e9)
+    words = [*measured[1], "--threads", 1, "--out", path]
+    for change in (["--tasks", "train"], ["--tasks", "train"], ["--classes", 5], []):
+        assert command(*words, *change) == 0
+    assert [(s.tasks, s.classes) for s in seen] == [(("train",), 11), (("forward",), 5)]
+    facts = bench.facts()
+    monkeypatch.setattr(bench, "facts", lambda: {**facts, "diff": "other"})
+    assert command(*words) == 0
+    assert len(seen) == 3, "the source is another"
+
+
+def test_what_runs_out_of_memory_is_said_and_the_rest_is_measured(monkeypatch, capsys):
+    def subject(name, setting):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore")
+
+    monkeypatch.setattr(bench, "subject", subject)
+    monkeypatch.setattr(bench, "matmul_rate", lambda _: 1e9)
+    assert command("bench", "unet_small", "unet", "--no-peers") == 1
+    said = capsys.readouterr().out
+    assert "not measured: unet_small: RESOURCE_EXHAUSTED: Out of memory" in said
+    assert "not measured: unet:" in said
+
+
+def test_a_call_too_short_for_the_clock_has_a_time(monkeypatch):
+    monkeypatch.setattr(bench.Setting, "seconds", lambda self: 1.0)
+    (taken,) = alternate({"jaxseg": lambda: None}, bench.Setting(rounds=3)).values()
+    assert taken["ms"] > 0
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [{"times": {}}],
+        [row({"ms": 0.0, "spread_ms": 0.0})],
+        [row({"ms": float("nan"), "spread_ms": 0.0})],
+        [row({"ms": "1", "spread_ms": 0.0})],
+        [row(times(1.0)), row(times(1.0), ratio={"torch eager": 1.0})],
+        [row(times(1.0), size=3)],
+        [row(times(1.0), peak_bytes={"jaxseg": "1"})],
+        [row(times(1.0), utilisation=[])],
+    ],
+)
+def test_rows_that_the_command_did_not_write_are_refused(rows, tmp_path, capsys):
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    for words in (["--compare", tmp_path / "a.json", tmp_path / "a.json"], ["--table", tmp_path / "a.json"]):
+        assert command("bench", *words) == 2
+        assert "holds no rows of `jaxseg bench`" in capsys.readouterr().err
+
+
+def test_words_that_mean_nothing_together_are_refused(measured, tmp_path, capsys):
+    assert command("bench", "unet", "--compare", measured[0], measured[0]) == 2
+    assert "measure nothing" in capsys.readouterr().err
+    assert command("bench", "unet", "--out", measured[0] / "rows.json") == 2
+    assert "is a file, not a folder" in capsys.readouterr().err
 
 
 def test_the_command_compares_and_says_so_in_its_exit_code(measured, tmp_path, capsys):

@@ -96,6 +96,37 @@ def test_load_run_is_the_trained_model(run):
     assert logits.shape == (1, 16, 32, 2)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": None},
+        {"num_classes": 0},
+        {"num_classes": 2**70},
+        {"size": [64]},
+        {"size": [64.5, 64]},
+        {"palette": [[300, 0, 0]]},
+        {"class_names": [1]},
+        {"fields": {"dtype": "zz"}},
+        {"fields": []},
+        None,
+        {},
+    ],
+)
+def test_a_run_that_describes_no_model_is_said_to(change, run, photos, tmp_path, capsys):
+    """As one of `fit` from Python may, or a stranger's."""
+    shutil.copytree(run / "checkpoints", tmp_path / "run" / "checkpoints")
+    for meta in (tmp_path / "run" / "checkpoints").glob("*/meta/metadata"):
+        saved = json.loads(meta.read_text())
+        meta.write_text(json.dumps(saved | {"config": saved["config"] | change if change else change}))
+    photo = photos / "val" / "images" / "photo7.png"
+    for words in (["predict", tmp_path / "run", photo, "--out", tmp_path / "o"], ["evaluate", tmp_path / "run"]):
+        assert jaxseg_command(*words) == 2
+        said = capsys.readouterr().err
+        assert f"{tmp_path / 'run'} does not say which model it holds" in said or "describes no model" in said
+    with pytest.raises(ValueError, match="model"):
+        jaxseg.load_run(tmp_path / "run")
+
+
 def test_a_loss_by_name_is_the_sum_of_its_parts():
     rng = np.random.default_rng(0)
     logits, labels = jnp.array(rng.normal(size=(2, 4, 4, 3))), jnp.array(rng.integers(0, 3, (2, 4, 4)))
@@ -263,6 +294,15 @@ def test_evaluate_is_the_same_on_one_device_set_or_another(run, photos, tmp_path
         (["predict", "unet_small", "pyproject.toml", "--out", "x"], "add --weights"),
         (["train", "unet_small", "--out", "x", "--size", "36x32", "--shard", "spatial=8"], "a height such as 40"),
         (["predict", "nowhere", "pyproject.toml", "--out", "x"], "not the folder of a run"),
+        (["train", "unet_small", "--out", "x", "--batch", "6"], "a batch of 6 does not divide over 8 devices"),
+        (["train", "unet_small", "--out", "x", "--checkpoint-every", "0"], "--checkpoint-every is at least 1, got 0"),
+        (["train", "unet_small", "--out", "x", "--steps", "-3"], "--steps is at least 1, got -3"),
+        (["train", "unet_small", "--out", "x", "--accumulate", "0"], "--accumulate is at least 1, got 0"),
+        (["train", "unet_small", "--out", "x", "--learning-rate", "0"], "--learning-rate is above 0, got 0"),
+        (["train", "unet_small", "--out", "x", "--learning-rate", "nan"], "--learning-rate is above 0, got nan"),
+        (["train", "unet_small", "--out", "x", "--ema", "1.5"], "--ema is a decay from 0 to below 1"),
+        (["train", "unet_small", "--out", "x", "--seed", "99999999999999999999"], "--seed is from 0 to"),
+        (["train", "unet_small", "--out", "x", "--validation-fraction", "2"], "--validation-fraction is a share"),
         (["trian"], "train"),
     ],
 )
@@ -315,6 +355,16 @@ def test_models_says_what_those_named_cost(capsys):
 
 def test_every_device_is_used(capsys, run):
     assert len(jax.devices()) == 8, "these tests run on eight devices: the batch of 8 above is one each"
+
+
+def test_more_classes_than_a_label_map_holds_are_refused(photos, tmp_path, capsys):
+    model = jaxseg.create_model("unet_small", 256)
+    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    save_weights(tmp_path / "w.safetensors", model, jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes))
+    words = ("predict", "unet_small", photos / "val" / "images" / "photo7.png", "--weights", tmp_path / "w.safetensors")
+    assert jaxseg_command(*words, "--out", tmp_path / "o") == 2
+    assert "scores 256 classes, and a label map of 8 bits holds 255" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
 
 
 def test_predict_with_a_published_checkpoint(photos, tmp_path):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.named import fill, image
+from jax import export
 from models.test_detectors import compiled, filled, init_shapes, small
 from models.test_generation import NARROW, case
 from safetensors.numpy import save_file
@@ -20,6 +21,7 @@ from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from jaxseg.backbones.resnet import resnet50
 from jaxseg.backbones.vgg import vgg16_bn
 from jaxseg.cli import detect as cli_detect
+from jaxseg.cli import export as cli_export
 from jaxseg.cli import main
 from jaxseg.cli.export import _example
 from jaxseg.export import export_onnx, export_stablehlo, forward, run_artifact
@@ -105,6 +107,33 @@ def test_the_command_exports_a_converted_checkpoint_and_runs_it(tmp_path, capsys
     close(run_artifact(path, images), jax.jit(forward(model, variables))(images))
     assert command("export", "unet_small", "--out", path) == 2
     assert "add --weights" in capsys.readouterr().err
+
+
+def test_a_file_for_other_platforms_is_written_and_not_run(tmp_path, capsys):
+    _, variables = named("unet_small")
+    save_model(tmp_path / "model", variables, "unet_small", 5, **MODELS["unet_small"])
+    words = ("export", tmp_path / "model", "--size", "32x48", "--out")
+    assert command(*words, tmp_path / "tpu.stablehlo", "--platforms", "cuda", "tpu") == 0
+    assert "not run: it is for cuda, tpu, and this is cpu" in capsys.readouterr().out
+    assert export.deserialize(bytearray((tmp_path / "tpu.stablehlo").read_bytes())).platforms == ("cuda", "tpu")
+    assert command(*words, tmp_path / "a.onnx", "--platforms", "tpu") == 2
+    assert "an ONNX file has none" in capsys.readouterr().err
+    assert command(*words, tmp_path / "model") == 2
+    assert "is a folder; name a file in it" in capsys.readouterr().err
+    assert command(*words, tmp_path / "tpu.stablehlo" / "a") == 2
+    assert "is a file, not a folder" in capsys.readouterr().err
+
+
+def test_what_differs_from_the_model_is_not_left_behind(tmp_path, monkeypatch, capsys):
+    _, variables = named("unet_small")
+    save_model(tmp_path / "model", variables, "unet_small", 5, **MODELS["unet_small"])
+    monkeypatch.setattr(cli_export, "run_artifact", lambda path, images: np.zeros((1, 32, 48, 5), np.float32))
+    (tmp_path / "u.stablehlo").write_text("an older one")
+    words = ("export", tmp_path / "model", "--size", "32x48", "--platforms", "cpu")
+    assert command(*words, "--out", tmp_path / "u.stablehlo") == 2
+    assert "nothing is written" in capsys.readouterr().err
+    assert (tmp_path / "u.stablehlo").read_text() == "an older one"
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "u.stablehlo"}
 
 
 @pytest.mark.parity

@@ -53,6 +53,25 @@ def test_a_save_that_fails_names_the_newest_whole_one(tmp_path, monkeypatch):
     with pytest.raises(checkpoint.SaveFailed, match=r"No space left on device\); step 1 is the newest that is whole"):
         checkpoint.save(manager, 2, state, {})
 
+    def full_as_tensorstore_says_it(*_, **__):
+        raise ValueError(f'RESOURCE_EXHAUSTED: Error writing "w" at "{"/long" * 100}": No space left on device [28]')
+
+    monkeypatch.setattr(manager, "save", full_as_tensorstore_says_it)
+    with pytest.raises(checkpoint.SaveFailed, match=r"RESOURCE_EXHAUSTED.* \.\.\. .*No space left on device") as failed:
+        checkpoint.save(manager, 2, state, {})
+    assert len(str(failed.value)) < 700
+
+
+def test_a_command_says_once_that_a_save_failed(monkeypatch, capsys):
+    """tensorstore prints a traceback for each array that waits in a save that failed, hundreds of them."""
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    with pytest.raises(SystemExit):
+        main(["models", "--help"])
+    capsys.readouterr()
+    for words in ("Event loop is closed", "another"):
+        sys.excepthook(RuntimeError, RuntimeError(words), None)
+    assert capsys.readouterr().err == "RuntimeError: another\n"
+
 
 @pytest.fixture
 def somebody():

@@ -234,6 +234,12 @@ def test_a_batch_that_does_not_divide_is_refused_with_one_that_does(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_checkpoint_every_no_step_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a run's checkpoint_every is at least 1, got 0"):
+        tiny_run.run(tmp_path / "run", checkpoint_every=0, placement=one_device())
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_log_is_whole(uninterrupted):
     records = list(read_records(uninterrupted / "metrics.jsonl"))
     assert [r["step"] for r in records if "loss" in r] == list(range(1, 13))

@@ -1,6 +1,6 @@
 """One benchmark for the whole zoo: what is measured, what changed between two files of it, and tables of them."""
 
-from jaxseg.bench.compare import Comparison, compare
+from jaxseg.bench.compare import Comparison, compare, label
 from jaxseg.bench.kernels import KERNELS
 from jaxseg.bench.measure import Setting, facts, matmul_rate, measure, without_compilation_cache
 from jaxseg.bench.subjects import KernelPrograms, Programs, Subject, subject
@@ -16,6 +16,7 @@ __all__ = [
     "compare",
     "comparison_table",
     "facts",
+    "label",
     "matmul_rate",
     "measure",
     "ratio_table",

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import os
 import pathlib
@@ -49,14 +50,20 @@ class Setting:
 
 
 def facts() -> dict[str, Any]:
-    """Device, versions and the state of the source, for a row that shall be understood later."""
+    """Device, versions and the state of the source, for a row that shall be understood later.
+
+    `commit` is "unknown" where jaxseg is no checkout; of one with changes `diff` tells these from others.
+    """
     root = pathlib.Path(__file__).parents[2]
 
     def git(*words: str) -> str:
-        with contextlib.suppress(OSError):
-            return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+        if (root / ".git").exists():  # not the repository that an environment lies in
+            with contextlib.suppress(OSError):
+                done = subprocess.run(["git", *words], cwd=root, capture_output=True, errors="replace", check=False)
+                return done.stdout.strip()
         return ""
 
+    diff = git("diff", "--no-ext-diff", "HEAD")
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -68,7 +75,8 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         **versions,
         "commit": git("rev-parse", "HEAD") or "unknown",
-        "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "changed": bool(diff),
+        **({"diff": hashlib.sha1(diff.encode()).hexdigest()[:12]} if diff else {}),
     }
 
 
@@ -99,6 +107,10 @@ def matmul_rate(setting: Setting, rounds: int = 5) -> float:
     return best
 
 
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
 def alternate(calls: Mapping[str, Callable[[], None]], setting: Setting) -> dict[str, dict[str, Any]]:
     """Milliseconds of each call, taken in turns: median, half the interquartile range, and each."""
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -109,12 +121,12 @@ def alternate(calls: Mapping[str, Callable[[], None]], setting: Setting) -> dict
             start = setting.seconds()
             call()
             if turn:  # the first warms up
-                times[name].append(1e3 * (setting.seconds() - start))
+                times[name].append(max(1e3 * (setting.seconds() - start), 1e-6))  # a clock may stand still
     rows = {}
     for name, taken in times.items():
         low, median, high = statistics.quantiles(taken, n=4) if len(taken) > 1 else taken * 3
-        each = [round(ms, 3) for ms in taken]
-        rows[name] = {"ms": round(median, 2), "spread_ms": round((high - low) / 2, 2), "each_ms": each}
+        each = [_rounded(ms) for ms in taken]
+        rows[name] = {"ms": _rounded(median), "spread_ms": _rounded((high - low) / 2), "each_ms": each}
     return rows
 
 
@@ -141,13 +153,14 @@ def measure(ours: Any, rate: float, peers: Peers | None = None) -> list[dict[str
                 "task": task,
                 "size": list(setting.size),
                 "batch": setting.batch,
+                "classes": setting.classes,
                 "dtype": setting.dtype,
                 "parameters": ours.parameters,
                 "threads": setting.threads,
                 "clock": setting.clock,
                 "times": times,
-                "images_per_second": {k: round(1e3 * setting.batch / v["ms"], 2) for k, v in times.items()},
-                "ratio": {k: round(times["jaxseg"]["ms"] / v["ms"], 3) for k, v in times.items() if k not in own},
+                "images_per_second": {k: _rounded(1e3 * setting.batch / v["ms"]) for k, v in times.items()},
+                "ratio": {k: _rounded(times["jaxseg"]["ms"] / v["ms"]) for k, v in times.items() if k not in own},
                 "compile_s": {k: round(v, 1) for k, v in ours.compile_seconds[task].items()},
                 "peak_bytes": ours.peak_bytes[task],
                 "flops": ours.flops[task],

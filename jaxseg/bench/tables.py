@@ -19,6 +19,16 @@ def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
     return "\n".join(line.replace("|  |", "| |").replace("|  |", "| |") for line in lines) + "\n"
 
 
+def _figure(value: float) -> str:
+    """Two decimals, and of what is less than 1 three digits."""
+    return f"{value:,.2f}" if value >= 1 else f"{value:.3g}"
+
+
+def _time(taken: Mapping[str, Any]) -> str:
+    ms, spread = taken["ms"], taken["spread_ms"]
+    return f"{ms:,.0f} ± {spread:.0f}" if ms >= 10 else f"{ms:.2g} ± {spread:.1g}"
+
+
 def _by_shape(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:
     """Model and shape -> task -> its row, the last of those measured again, in the order they first came."""
     found: dict[tuple[str, str], dict[str, Row]] = {}
@@ -52,7 +62,7 @@ def zoo_table(rows: Sequence[Row]) -> str:
                     f"`{model}`",
                     shape,
                     task,
-                    f"{took['ms']:.0f} ± {took['spread_ms']:.0f}",
+                    _time(took),
                     f"{row['images_per_second']['jaxseg']:.1f}",
                     f"{row['utilisation']['jaxseg']:.0%}",
                     f"{memory / 1e6:,.0f}",
@@ -73,7 +83,7 @@ def comparison_table(comparison: Comparison) -> str:
         rows = []
         for c in sorted(news, key=lambda c: -abs(c.change)):
             scale, unit = UNITS[c.kind]
-            row = [c.row, c.what, f"{c.before * scale:.2f}", f"{c.after * scale:.2f} {unit}"]
+            row = [c.row, c.what, _figure(c.before * scale), f"{_figure(c.after * scale)} {unit}"]
             rows.append([*row, f"{c.change:+.1%}", f"{c.noise:.1%}", "worse" if c.change > 0 else "better"])
         lines.append(markdown(("row", "what", "before", "after", "change", "noise", ""), rows, left=2))
     lines.append(f"{len(news)} of {len(comparison.changes)} figures changed beyond noise")

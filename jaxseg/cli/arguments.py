@@ -131,7 +131,7 @@ def demand_positive(**options: int | None) -> None:
     """Raises ValueError for the first option that is given and below 1."""
     for name, value in options.items():
         if value is not None and value < 1:
-            raise ValueError(f"--{name} is at least 1, got {value}")
+            raise ValueError(f"--{name.replace('_', '-')} is at least 1, got {value}")
 
 
 def mesh_axes(shard: str) -> dict[str, Any]:

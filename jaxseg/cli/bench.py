@@ -6,13 +6,15 @@ import importlib.util
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
+import jax
 import tyro
 
 from jaxseg import bench
 from jaxseg.bench.measure import Peers, Task, threads_of
+from jaxseg.checkpoint import require_writable
 from jaxseg.cli.arguments import Size, demand_positive, nearest_model
 from jaxseg.models import MODELS
 
@@ -52,7 +54,7 @@ class Bench:
     compiled: bool = False
     """Also by torch.compile."""
     out: pathlib.Path | None = None
-    """A JSON file that the rows are added to; models that it has at this setting and commit are passed over."""
+    """A JSON file that the rows are added to; what it has at this setting and of this source is passed over."""
     compare: tuple[pathlib.Path, pathlib.Path] | None = None
     """Two such files: say what changed from the first to the second beyond noise; exit code 1 where any is worse."""
     table: pathlib.Path | None = None
@@ -90,13 +92,35 @@ def _on_cores(count: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+FIGURES = ("images_per_second", "utilisation", "peak_bytes", "compile_s")  # of jaxseg's programs, beside their times
+
+
+def _is_row(row: Any) -> bool:
+    """Whether it has what comparisons and tables read of it."""
+    try:
+        bench.label(row)
+        each = [row["times"][what] for what in {"jaxseg", *row["ratio"]}] + list(row["times"].values())
+        figures = [row.get(name, {"jaxseg": 0}) for name in FIGURES]
+        return (
+            all(t["ms"] > 0 and t["spread_ms"] >= 0 and min(t.get("each_ms", [0])) >= 0 for t in each)
+            and all(figure["jaxseg"] >= 0 and min(figure.values()) >= 0 for figure in figures)
+            and all(ratio >= 0 for ratio in row["ratio"].values())
+            and isinstance(row["task"], str)
+            and isinstance(row["model"], str)
+        )
+    except (LookupError, TypeError, AttributeError, ValueError):
+        return False
+
+
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON file ({error})") from None
-    if not isinstance(rows, list) or not all(isinstance(r, dict) and "times" in r for r in rows):
+    if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path} holds no rows of `jaxseg bench`")
+    if wrong := [i for i, row in enumerate(rows) if not _is_row(row)]:
+        raise ValueError(f"{path} holds no rows of `jaxseg bench`: entry {wrong[0]} is none")
     return rows
 
 
@@ -108,11 +132,11 @@ def _add(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     os.replace(staged, path)
 
 
-def _measured(rows: list[dict[str, Any]], name: str, setting: bench.Setting, commit: str) -> bool:
-    """Whether a model's rows are there already, of this source and setting."""
-    same = {"model": name, "commit": commit, "size": list(setting.size), "batch": setting.batch}
-    same |= {"dtype": setting.dtype, "threads": setting.threads, "clock": setting.clock}
-    return any(all(row.get(k) == v for k, v in same.items()) and "utilisation" in row for row in rows)
+def _measured(path: pathlib.Path | None, name: str, asked: dict[str, Any], tasks: Sequence[str]) -> bool:
+    """Whether the file has the rows of all tasks of a model, of this source and setting."""
+    rows = _read(path) if path is not None and path.exists() else []
+    same = [row for row in rows if row["model"] == name and all(row.get(k) == v for k, v in asked.items())]
+    return set(tasks) <= {task for row in same for task in row.get("tasks", [row["task"]])}
 
 
 def bench_command(config: Annotated[Bench, tyro.conf.arg(name="")]) -> int:
@@ -122,6 +146,8 @@ def bench_command(config: Annotated[Bench, tyro.conf.arg(name="")]) -> int:
     work in both: train mode, cross-entropy, gradients, SGD with momentum. `jaxseg update` is what `jaxseg train`
     does, which besides normalises the images and scores them.
     """
+    if (config.compare or config.table) and (config.models or config.all or config.kernels or config.out):
+        raise ValueError("--compare and --table measure nothing: leave models and --out out")
     if config.compare is not None:
         comparison = bench.compare(*map(_read, config.compare))
         print(bench.comparison_table(comparison))
@@ -138,6 +164,8 @@ def bench_command(config: Annotated[Bench, tyro.conf.arg(name="")]) -> int:
         if name not in MODELS and name not in bench.KERNELS:
             kernels = ", ".join(bench.KERNELS)
             raise ValueError(f'no model "{name}"; did you mean "{nearest_model(name)}"? Kernels are {kernels}')
+    if config.out is not None:
+        require_writable(config.out.parent)
     fields = [f.name for f in dataclasses.fields(bench.Setting)]
     setting = bench.Setting(**{name: getattr(config, name) for name in fields})
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
@@ -149,18 +177,22 @@ def bench_command(config: Annotated[Bench, tyro.conf.arg(name="")]) -> int:
             print(f"without PyTorch: {why}")
         rate, now = bench.matmul_rate(setting), bench.facts()
         print(f"{now['device']}: matrix products at {rate / 1e9:,.0f} GFLOP/s", flush=True)
+        asked = {k: v for k, v in dataclasses.asdict(setting).items() if k not in ("tasks", "rounds")}
+        asked |= {"size": list(setting.size), "commit": now["commit"], "diff": now.get("diff")}
+        asked |= {} if peers is None else {"peers": True, "compiled": config.compiled}
         for name in names:
-            if config.out and config.out.exists() and _measured(_read(config.out), name, setting, now["commit"]):
+            if _measured(config.out, name, asked, setting.tasks):
                 print(f"{name} is in {config.out} already")
                 continue
             try:
                 rows = bench.measure(bench.subject(name, setting), rate, peers)
-            except ValueError as error:  # a size that it does not take
-                failed.append(f"{name}: {error}")
+            except (ValueError, jax.errors.JaxRuntimeError) as error:  # a size that it does not take, no memory left
+                failed.append(f"{name}: {str(error).splitlines()[0]}")
                 continue
             print(bench.zoo_table(rows), flush=True)
             if config.out is not None:  # after each model: the next may not fit in memory
-                _add(config.out, [{**row, **now} for row in rows])
+                with_what = {"tasks": list(setting.tasks), "peers": peers is not None, "compiled": config.compiled}
+                _add(config.out, [{**row, **now, **with_what} for row in rows])
     for line in failed:
         print(f"not measured: {line}")
     return 1 if failed else 0

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from jaxseg import aot, parallel
 from jaxseg.bench.tables import markdown
+from jaxseg.checkpoint import require_writable
 from jaxseg.cli.arguments import Size, demand_positive, mesh_axes, nearest_model
 from jaxseg.models import MODELS
 from jaxseg.programs import is_trained_alone, sized_model
@@ -75,8 +76,17 @@ def _model(config: Compile, name: str) -> tuple[nn.Module, tuple[int, int]]:
     return model, VALID if name == "unet_valid" and config.size != VALID and config.all else config.size
 
 
+def _placement(config: Compile) -> parallel.Placement:
+    return parallel.over_mesh(
+        parallel.make_mesh(devices=parallel.topology_devices(config.topology), **mesh_axes(config.shard))
+    )
+
+
 def _identity(config: Compile, name: str, what: str) -> dict[str, Any]:
     model, size = _model(config, name)
+    where: dict[str, Any] = {"platform": config.lower}
+    if not config.lower:
+        where = {"topology": config.topology, "mesh": _placement(config).name}
     return {
         "model": name,
         "program": what,
@@ -84,21 +94,27 @@ def _identity(config: Compile, name: str, what: str) -> dict[str, Any]:
         "size": list(size),
         "dtype": config.dtype,
         "remat": bool(getattr(model, "remat", False)),
+        **where,
     }
 
 
 def _compiled(config: Compile, name: str, what: str) -> dict[str, Any]:
     chip = aot.CHIPS[config.topology.split(":")[0]]
-    devices = parallel.topology_devices(config.topology)
-    placement = parallel.over_mesh(parallel.make_mesh(devices=devices, **mesh_axes(config.shard)))
+    placement = _placement(config)
+    model, size = _model(config, name)
     if config.batch % placement.batch_devices:
         raise ValueError(f"--batch {config.batch} does not divide over {placement.batch_devices} chips")
-    row = _identity(config, name, what) | {"topology": config.topology, "mesh": placement.name}
-    model, size = _model(config, name)
+    if size[0] % (n := placement.height_devices):
+        raise ValueError(
+            f"--size {size[0]}x{size[1]} does not divide over {n} chips on spatial; use a height such as "
+            f"{-(-size[0] // n) * n}"
+        )
+    row = _identity(config, name, what)
     start = time.perf_counter()
     compiler = aot.compile_train if what == "train" else aot.compile_apply
+    devices = placement.batch_devices * placement.height_devices
     try:
-        cost = compiler(model, placement, size, config.batch, devices=len(devices))
+        cost = compiler(model, placement, size, config.batch, devices=devices)
     except jax.errors.JaxRuntimeError as error:  # the compiler's own word that it does not fit
         if "RESOURCE_EXHAUSTED" not in str(error) and "memory" not in str(error):
             raise
@@ -233,13 +249,8 @@ def _merge(path: pathlib.Path, row: dict[str, Any]) -> None:
 
 def _row(config: Compile, name: str, what: str) -> dict[str, Any]:
     """One program's row, from the file where a whole zoo is asked for and it is there."""
-    if config.all:
-        wanted = _identity(config, name, what)
-        wanted |= {"platform": config.lower} if config.lower else {"topology": config.topology}
-        for row in _kept(config.out).values():
-            shard = "jit " + config.shard.replace(",", " ") if config.shard else row.get("mesh")
-            if row.get("mesh") == shard and all((row.get(k) or None) == (v or None) for k, v in wanted.items()):
-                return row
+    if config.all and (there := _kept(config.out).get(_key(_identity(config, name, what)))):
+        return there
     row = (_lowered if config.lower else _compiled)(config, name, what)
     if config.out:
         _merge(config.out, row)  # each as it comes: a zoo takes hours
@@ -258,6 +269,12 @@ def compile_command(config: Annotated[Compile, tyro.conf.arg(name="")]) -> int:
         raise ValueError(f'no model "{config.model}"; did you mean "{nearest_model(config.model)}"?')
     if config.topology.split(":")[0] not in aot.CHIPS:
         raise ValueError(f"no figures for the chip of {config.topology}; there are {', '.join(aot.CHIPS)}")
+    if config.lower and (config.shard or config.topology != Compile.topology):
+        raise ValueError("--shard and --topology are of programs that are compiled: --lower knows no devices")
+    if config.out is not None:
+        if config.out.suffix == ".md":
+            raise ValueError(f"--out {config.out} is the file of figures, such as {config.out.with_suffix('.json')}")
+        require_writable(config.out.parent)
     _kept(config.out)  # before a program is compiled that could not be kept
     programs = [what for what in ("train", "apply") if getattr(config, what)] or ["train"]
     failed = []

@@ -16,7 +16,7 @@ from jaxseg.data import DataError
 from jaxseg.fit import evaluate_batches, evaluation_feed
 from jaxseg.losses import cross_entropy
 from jaxseg.report import metrics_table
-from jaxseg.runs import load_variables, model_from_config
+from jaxseg.runs import load_described
 from jaxseg.train import TrainState, supervised
 
 __all__ = ["Evaluate", "evaluate_command"]
@@ -46,7 +46,7 @@ class Evaluate:
 
 def evaluate_command(config: Annotated[Evaluate, tyro.conf.arg(name="")]) -> int:
     """Score a run on a data set."""
-    variables, trained = load_variables(config.run)
+    model, variables, trained = load_described(config.run)
     split = config.split or evaluation_split(config.data)
     source = open_split(config.data, split, config.ignore_label, config.validation_fraction)
     if len(source.class_names) != trained["num_classes"]:
@@ -55,7 +55,6 @@ def evaluate_command(config: Annotated[Evaluate, tyro.conf.arg(name="")]) -> int
             f"{trained['num_classes']} ({', '.join(trained['class_names'])}); evaluate on data with the run's classes"
         )
     print(f"{split} data: {describe(checked(source, split))}", flush=True)
-    model = model_from_config(trained)
     placement: parallel.Placement = placement_of(config.parallel, "")
     if config.batch % placement.batch_devices:
         raise ValueError(f"--batch {config.batch} does not divide over {placement.batch_devices} devices")

@@ -1,6 +1,7 @@
 """`jaxseg export`: a model with its weights as one file that runs without jaxseg."""
 
 import dataclasses
+import os
 import pathlib
 from typing import Annotated, Any
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 import tyro
 
+from jaxseg.checkpoint import require_writable
 from jaxseg.cli.arguments import Size, demand_positive
 from jaxseg.cli.detect import load_detector
 from jaxseg.cli.trained import load_trained
@@ -21,7 +23,10 @@ TOLERANCE = 1e-4  # of outputs scaled to order 1
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Export a model with its weights: StableHLO that jax alone runs, or ONNX; the file is run and compared."""
+    """Export a model with its weights: StableHLO that jax alone runs, or ONNX; the file is run and compared.
+
+    One for other platforms than this machine's is written without that, which is said.
+    """
 
     model: tyro.conf.Positional[str]
     """The folder of a run or of a converted checkpoint, or a model's name with --weights."""
@@ -67,9 +72,36 @@ def _example(model: Any, n: int, size: tuple[int, int]) -> tuple[np.ndarray, ...
     return images, sizes, np.sort(corners, 2).reshape(n, -1, 4)
 
 
+def _platform() -> str:
+    """This machine's, by the names of PLATFORMS."""
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+        return device.platform
+    return "rocm" if "rocm" in device.client.platform_version else "cuda"
+
+
+def _checked(path: pathlib.Path, model: Any, variables: Any, n: int, size: tuple[int, int]) -> tuple[str, float]:
+    """The shapes of what the file gives, and how far it is from the model. Raises ValueError beyond TOLERANCE."""
+    given = _example(model, n, size)
+    written = jax.tree.leaves(run_artifact(path, *given))
+    ours = jax.tree.leaves(jax.jit(forward(model, variables))(*given))
+    worst = max(_difference(a, np.asarray(b)) for a, b in zip(written, ours, strict=True))
+    if not worst <= TOLERANCE:
+        raise ValueError(
+            f"what was exported differs from the model by {worst:.1e}, more than {TOLERANCE:.0e}: nothing is written"
+        )
+    return " ".join(str(x.shape) for x in written), worst
+
+
 def export_command(config: Annotated[Export, tyro.conf.arg(name="")]) -> int:
     """Export a model with its weights, and check what was written."""
     demand_positive(batch=config.batch)
+    require_writable(config.out.parent)
+    if config.out.is_dir():
+        raise IsADirectoryError(f"--out {config.out} is a folder; name a file in it")
+    onnx = config.out.suffix == ".onnx"
+    if onnx and config.platforms != PLATFORMS:
+        raise ValueError("--platforms are of StableHLO; an ONNX file has none")
     if config.model in DETECTORS and config.weights is not None and config.weights.is_file():
         model, variables = load_detector(config.model, config.weights, config.classes)
         if config.size is None:
@@ -79,22 +111,27 @@ def export_command(config: Annotated[Export, tyro.conf.arg(name="")]) -> int:
         model, variables, trained_size, _ = load_trained(config.model, config.weights, config.classes, None)
         size = config.size or trained_size
     data: bytes | bytearray
-    if config.out.suffix == ".onnx":
+    if onnx:
         data = export_onnx(model, variables, size=size, batch=config.batch or 1)
         shape = f"float32[{config.batch or 1},{size[0]},{size[1]},3]"
     else:
         program = export_stablehlo(model, variables, size=config.size, batch=config.batch, platforms=config.platforms)
         data, shape = program.serialize(), " ".join(aval.str_short() for aval in program.in_avals)
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.write_bytes(data)
-    given = _example(model, config.batch or 1, size)
-    written = jax.tree.leaves(run_artifact(config.out, *given))
-    ours = jax.tree.leaves(jax.jit(forward(model, variables))(*given))
-    worst = max(_difference(a, np.asarray(b)) for a, b in zip(written, ours, strict=True))
-    print(f"wrote {config.out}, {len(data) / 1e6:.1f} MB: {shape} -> {' '.join(str(x.shape) for x in written)}")
-    print(f"run on {size[0]}x{size[1]} noise, it is within {worst:.1e} of the model")
-    if not worst <= TOLERANCE:
-        raise ValueError(
-            f"{config.out} differs from the model by {worst:.1e}, more than {TOLERANCE:.0e}: do not use it"
+    staged = config.out.with_stem(config.out.stem + ".tmp")
+    try:
+        staged.write_bytes(data)
+        checked = (
+            _checked(staged, model, variables, config.batch or 1, size)
+            if onnx or _platform() in config.platforms
+            else None
         )
+        os.replace(staged, config.out)
+    finally:
+        staged.unlink(missing_ok=True)
+    print(f"wrote {config.out}, {len(data) / 1e6:.1f} MB: {shape}{'' if checked is None else ' -> ' + checked[0]}")
+    if checked is None:
+        print(f"not run: it is for {', '.join(config.platforms)}, and this is {_platform()}")
+    else:
+        print(f"run on {size[0]}x{size[1]} noise, it is within {checked[1]:.1e} of the model")
     return 0

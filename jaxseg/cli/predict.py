@@ -19,7 +19,7 @@ from PIL import Image
 from jaxseg.cli.arguments import Size, bar, placement_of
 from jaxseg.cli.detect import class_names, detect_files, load_detector
 from jaxseg.cli.trained import load_trained
-from jaxseg.data import IMAGE_SUFFIXES, DataError, read_image
+from jaxseg.data import IGNORE, IMAGE_SUFFIXES, DataError, read_image
 from jaxseg.models import DETECTORS
 from jaxseg.predict import batch_predictor, sharded_predictor, sliding_predictor
 from jaxseg.visualize import overlay, palette_image
@@ -203,6 +203,11 @@ def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
     model, variables, size, palette = load_trained(config.model, config.weights, config.classes, config.size)
     if hasattr(model, "detect_boxes"):
         return _detect(config, files, model, variables)
+    if len(palette) > IGNORE:
+        raise ValueError(
+            f"{config.model} scores {len(palette)} classes, and a label map of 8 bits holds {IGNORE}; "
+            "jaxseg.predict gives the labels from Python"
+        )
     segment, together = _segment(config, model, variables, size, len(files))
     skipped: list[str] = []
     group: list[tuple[pathlib.Path, np.ndarray]] = []

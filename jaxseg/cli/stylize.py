@@ -108,8 +108,8 @@ def _model(config: Stylize) -> tuple[AdaINTransfer, PyTree]:
         )
     if config.weights.is_dir():
         variables, trained = load_variables(config.weights)
-        if trained["model"] != "adain_transfer":
-            raise ValueError(f"{config.weights} is a run of {trained['model']}, not of adain_transfer")
+        if trained.get("model") != "adain_transfer" or trained.get("encoder") not in list(ENCODERS):
+            raise ValueError(f"{config.weights} is a run of {trained.get('model')}, not of adain_transfer")
         return AdaINTransfer(vgg=ENCODERS[trained["encoder"]]), variables
     if config.encoder is None:
         raise ValueError(f"{config.weights} is a decoder: add --encoder vgg_normalised.pth, which it was trained with")

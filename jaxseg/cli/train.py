@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from jaxseg.checkpoint import require_writable
 from jaxseg.cli.arguments import (
     Size,
     checked,
+    demand_positive,
     describe,
     evaluation_split,
     nearest_model,
@@ -33,7 +35,7 @@ from jaxseg.data import (
     scale_crop,
     with_border_weights,
 )
-from jaxseg.fit import Run, evaluation_feed, fit, training_feed
+from jaxseg.fit import Run, demand_divisible, evaluation_feed, fit, training_feed
 from jaxseg.models import DETECTORS, MODELS
 from jaxseg.pretrained import fields_of, start_from
 from jaxseg.report import finish_run
@@ -167,6 +169,22 @@ def backbone_of(variables: PyTree) -> str:
     return found[0]
 
 
+def demand_sound(config: Train) -> None:
+    """Raises ValueError for a number that no run has, before data are read."""
+    counts = ("steps", "batch", "checkpoint_every", "evaluate_every", "accumulate")
+    demand_positive(**{name: getattr(config, name) for name in counts})
+    if config.learning_rate is not None and not 0 < config.learning_rate < math.inf:
+        raise ValueError(f"--learning-rate is above 0, got {config.learning_rate}")
+    if config.ema is not None and not 0 <= config.ema < 1:
+        raise ValueError(f"--ema is a decay from 0 to below 1, such as 0.999, got {config.ema}")
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"--seed is from 0 to {2**32 - 1}, got {config.seed}")
+    if not 0 <= config.validation_fraction < 1:
+        raise ValueError(f"--validation-fraction is a share from 0 to below 1, got {config.validation_fraction}")
+    if not 0 <= config.backbone_rate < math.inf:
+        raise ValueError(f"--backbone-rate is 0 or more, got {config.backbone_rate}")
+
+
 def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
     """Train a semantic model; resumes where it was stopped."""
     if config.distributed:
@@ -177,16 +195,16 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
         )
     if config.model in DETECTORS:
         raise ValueError(f"{config.model} is a detector; experiments/shapes_mask_rcnn.py shows how one is trained")
+    demand_sound(config)
     loss_of(config.loss, None)
     require_writable(config.out)
     if config.border_weights and not set(BORDER) & set(config.loss.split("+")):
         raise ValueError(f"--border-weights weigh the cross-entropy; --loss is {config.loss}")
-    if config.backbone_rate < 0:
-        raise ValueError(f"--backbone-rate is 0 or more, got {config.backbone_rate}")
     placement = placement_of(config.parallel, config.shard)
     if config.size[0] % placement.height_devices:
         good = -(-config.size[0] // placement.height_devices) * placement.height_devices
         raise ValueError(f"--size {config.size[0]}x{config.size[1]}: {placement.name} needs a height such as {good}")
+    demand_divisible(config.batch, placement)
     asked = config.ignore_label, config.validation_fraction
     train = open_split(config.data, "train", *asked)
     held_out = open_split(config.data, evaluation_split(config.data), *asked)

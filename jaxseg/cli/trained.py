@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from jaxseg.cli.arguments import nearest_model
 from jaxseg.data import voc_palette
 from jaxseg.models import MODELS, create_model, scores_classes
-from jaxseg.runs import load_variables, model_from_config
+from jaxseg.runs import load_described
 from jaxseg.weights import from_published, load_model, load_weights, published_arguments
 from jaxseg.weights.folder import read_json
 
@@ -91,11 +91,11 @@ def load_trained(name: str, weights: pathlib.Path | None, classes: int | None, s
         return _of_folder(name, weights, classes, size or (512, 512))
     if not (weights / "checkpoints").is_dir():
         raise FileNotFoundError(f"--weights {weights} is the folder of no run (checkpoints) and no model (model.json)")
-    variables, trained = load_variables(weights)
+    model, variables, trained = load_described(weights)
     demand_classes(weights, trained["num_classes"], classes)
     if name in MODELS and trained["model"] != name:
         raise ValueError(f"{weights} holds {trained['model']}, not {name}; name that model")
     if size not in (None, tuple(trained["size"])):
         raise ValueError(f"{weights} sees images at {'x'.join(map(str, trained['size']))}; leave --size out")
     palette = np.array(trained["palette"], np.uint8)
-    return Trained(model_from_config(trained), variables, tuple(trained["size"]), palette)
+    return Trained(model, variables, tuple(trained["size"]), palette)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from jaxseg.clustering.contours import segmentation_strength
 from jaxseg.clustering.cuts import ncut_value
@@ -17,6 +17,7 @@ from jaxseg.clustering.features import as_rgb, pixel_features
 from jaxseg.clustering.hierarchy import hierarchy, segmentation_of
 from jaxseg.clustering.kmeans import kmeans
 from jaxseg.clustering.ncut import graph, ncut
+from jaxseg.data.images import open_picture
 
 __all__ = ["ClusterConfig", "cluster_image", "mean_colours", "outline", "read_image"]
 
@@ -37,12 +38,14 @@ class ClusterConfig:
 
 
 def read_image(path: str | pathlib.Path) -> np.ndarray:
-    """Pixels as stored, 8 or 16 bit, grey or colour, with alpha if there is one; palettes become colours."""
-    with Image.open(path) as opened:
-        image: Image.Image = ImageOps.exif_transpose(opened)  # upright, as the camera was held
-        if image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
-            image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-        pixels = np.asarray(image)
+    """Pixels as stored, 8 or 16 bit, grey or colour, with alpha if there is one; palettes become colours.
+
+    Raises DataError as `jaxseg.data.read_image`.
+    """
+    image = open_picture(pathlib.Path(path))
+    if image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    pixels = np.asarray(image)
     if pixels.dtype == np.int32:  # Pillow's mode I: 16-bit files of some kinds
         if pixels.min() < 0 or pixels.max() > 65535:
             raise ValueError(f"{path}: needs 8 or 16 bits a channel, got values {pixels.min()} to {pixels.max()}")

@@ -5,14 +5,23 @@ import pathlib
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from jaxseg.data.source import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "read_image", "read_mask"]
+__all__ = ["IMAGE_SUFFIXES", "open_picture", "read_image", "read_mask"]
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 # of what a file may be, whatever its name says: Pillow hands PostScript to Ghostscript, which runs it
-_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
+_KINDS = (JpegImageFile, PngImageFile, BmpImageFile, TiffImageFile, WebPImageFile, GifImageFile, PpmImageFile)
+_FORMATS = tuple(kind.format for kind in (*_KINDS, Jpeg2KImageFile))  # with these, Pillow loads no more of its readers
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -22,13 +31,13 @@ def read_image(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
     Grey is repeated, alpha dropped, palettes looked up. Sixteen bits are scaled to eight, full range to full
     range, where Pillow's own conversion would clip. Raises DataError if the file is not a readable image.
     """
-    picture = _open(path)
+    picture = open_picture(path)
     if picture.mode in _SIXTEEN_BIT or picture.mode == "I":
-        grey = np.asarray(picture).astype(np.int64)
+        grey = np.asarray(picture)
         if grey.min() < 0 or grey.max() > 65535:
             raise DataError(f"{path}: grey values {grey.min()}..{grey.max()}; save it with 8 or 16 bits")
-        eight = ((grey * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(eight[..., None], 3, axis=-1)
+        eight = ((np.arange(2**16) * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(eight[grey][..., None], 3, axis=-1)
     if picture.mode == "F":
         raise DataError(f"{path}: a floating-point image has no stated range; save it with 8 or 16 bits")
     if picture.mode == "P" and "transparency" in picture.info:
@@ -48,7 +57,7 @@ def read_mask(
     understood; `advice` is what the error then says to do. Raises DataError for unreadable files, for floats, and for
     colours outside the palette.
     """
-    picture = _open(path)
+    picture = open_picture(path)
     if picture.mode == "F":
         raise DataError(f"{path}: a floating-point mask; save labels as 8-bit or 16-bit integers")
     if picture.mode in ("LA", "PA"):
@@ -63,7 +72,8 @@ def read_mask(
     raise DataError(f"{path}: a colour mask without a palette; {advice}")
 
 
-def _open(path: pathlib.Path) -> Image.Image:
+def open_picture(path: pathlib.Path) -> Image.Image:
+    """A file as Pillow has it, whole and upright. Raises DataError if it is no picture of a kind that is only data."""
     try:
         with Image.open(path, formats=_FORMATS) as picture:
             picture.load()
@@ -71,9 +81,8 @@ def _open(path: pathlib.Path) -> Image.Image:
     except UnidentifiedImageError:
         reason = "is empty" if path.stat().st_size == 0 else "is not an image that Pillow can read"
         raise DataError(f"{path}: {reason}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # SyntaxError is what Pillow raises for broken PNG chunks
-        raise DataError(f"{path}: cannot be read ({error})") from None
+    except Exception as error:  # Pillow's readers raise many kinds for damaged files; MemoryError for what one claims
+        raise DataError(f"{path}: cannot be read ({str(error) or type(error).__name__})") from None
 
 
 def _lookup(path: pathlib.Path, colours: np.ndarray, palette: np.ndarray) -> np.ndarray:

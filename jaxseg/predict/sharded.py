@@ -1,5 +1,6 @@
 """An image larger than a device: whole, its height in shares over the devices of a mesh."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -59,6 +60,9 @@ def sharded_predictor(
             f"use {placement.batch_devices}, or all devices on spatial"
         )
     placed = placement.put_state(variables)
+    canvas_of = functools.lru_cache(  # each takes a trace of the model or two
+        functools.partial(shared_canvas, model, variables, shares=placement.height_devices)
+    )
 
     @jax.jit
     def labels(variables: PyTree, images: UInt8[Array, "n h w 3"]) -> Int[Array, "n h w"] | UInt8[Array, "n h w"]:
@@ -70,7 +74,7 @@ def sharded_predictor(
         if not 0 < len(images) <= batch:
             raise ValueError(f"this predictor takes 1 to {batch} images at once, got {len(images)}")
         size = (max(x.shape[0] for x in images), max(x.shape[1] for x in images))
-        canvas = np.empty((batch, *shared_canvas(model, variables, size, placement.height_devices), 3), np.uint8)
+        canvas = np.empty((batch, *canvas_of(size), 3), np.uint8)
         canvas[:] = MEAN_COLOUR
         for i, image in enumerate(images):
             canvas[i, : image.shape[0], : image.shape[1]] = image

@@ -22,7 +22,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:  # ValueError is NumPy's, for a shape that it refuses
         raise ValueError(f"{path} is no whole .safetensors file: {error}") from error
     except (AttributeError, KeyError) as error:  # its name in NumPy, which has none
         raise ValueError(

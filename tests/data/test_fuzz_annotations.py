@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from weights.test_fuzz import CHANGES, changed
 
+from jaxseg.clustering import figure
 from jaxseg.data import DataError, coco, folder, read_image, voc_objects
 from jaxseg.data.coco import _counts
 from jaxseg.data.official import _read_sbd
@@ -238,7 +239,8 @@ def test_classes_txt_in_other_encodings(tmp_path):
     assert len(folder(tmp_path, "train", validation_fraction=0.0).class_names) == 1
 
 
-def test_postscript_is_no_picture(tmp_path, monkeypatch):
+@pytest.mark.parametrize("read_image", [read_image, figure.read_image])
+def test_postscript_is_no_picture(read_image, tmp_path, monkeypatch):
     """Pillow would hand it to Ghostscript."""
     ran = []
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: ran.append(1))

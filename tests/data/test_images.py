@@ -1,5 +1,7 @@
 """Every mode of image and mask that people keep, and the files that are none."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,3 +103,21 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(DataError, match=r"text\.png: is not an image"):
         read_image(tmp_path / "text.png")
+
+
+def test_a_file_that_claims_more_than_there_is_memory_is_named(tmp_path):
+    path = save(tmp_path, Image.fromarray(np.zeros((16, 16, 3), np.uint8)), "a.jp2")
+    whole = path.read_bytes()
+    at = whole.index(b"jp2h")
+    path.write_bytes(whole[: at - 4] + (1).to_bytes(4, "big") + b"jp2h" + (2**62).to_bytes(8, "big") + whole[at + 4 :])
+    with pytest.raises(DataError, match=r"a\.jp2: cannot be read \(MemoryError\)"):
+        read_image(path)
+
+
+def test_sixteen_bits_take_little_more_memory_than_the_picture(tmp_path):
+    """So that a small file which claims as much as Pillow allows does not take gigabytes."""
+    path = save(tmp_path, Image.fromarray(np.zeros((500, 400), np.uint16)))
+    tracemalloc.start()
+    read_image(path)
+    assert tracemalloc.get_traced_memory()[1] < 500 * 400 * 10
+    tracemalloc.stop()

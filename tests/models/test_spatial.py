@@ -13,7 +13,7 @@ import jaxseg
 from jaxseg import parallel
 from jaxseg.clustering import kmeans, ncut
 from jaxseg.data.canvas import MEAN_COLOUR
-from jaxseg.predict import predictor, sharded_predictor
+from jaxseg.predict import predictor, sharded, sharded_predictor
 from jaxseg.programs import forward, training
 
 # halos and crops; unpooling; pooling over the whole image; dilation and an image-wide branch; multiplied gates
@@ -109,10 +109,13 @@ def test_fsdp_holds_a_share_of_parameters_and_optimizer_state():
     assert all(x.addressable_shards[0].data.size == x.size // 8 for x in moments)
 
 
-def test_labels_are_those_of_one_device():
+def test_labels_are_those_of_one_device(monkeypatch):
     model, variables, _ = narrow("pspnet_resnet50")
     photos = [np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8) for i, size in enumerate([(250, 70)] * 2)]
+    canvases = []
+    monkeypatch.setattr(sharded, "shared_canvas", lambda *args, **shares: (canvases.append(args), (256, 70))[1])
     predict = sharded_predictor(model, variables, over(8), batch=2)
+    predict(photos)
     one = predictor(model, variables, (256, 70))
     for photo, labels in zip(photos, predict(photos), strict=True):
         assert labels.shape == (250, 70)
@@ -120,6 +123,7 @@ def test_labels_are_those_of_one_device():
         filled[:] = MEAN_COLOUR
         filled[:250] = photo
         assert (labels == one(filled)[:250]).mean() > 0.999  # ties may round otherwise
+    assert len(canvases) == 1, "a canvas takes a trace of the model: of photographs of one size there is one"
 
 
 def test_what_cannot_be_shared_is_refused():
