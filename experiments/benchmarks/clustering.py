@@ -89,9 +89,20 @@ def alternate(ours, theirs, repeats: int) -> dict[str, float]:
     return {"first_call_s": first, **times, "ratio": b / a, "processor_ratio": bc / ac}
 
 
+def stream_rate() -> float:
+    """Bytes a second that the device reads and writes, as in STREAM's scale (McCalpin 1995)."""
+    x = jnp.ones(2**26, jnp.float32)
+    scale = jax.jit(lambda x: 2 * x)
+    timed(lambda: scale(x))
+    return 2 * x.nbytes / min(timed(lambda: scale(x))[0] for _ in range(5))
+
+
 def lloyd(config: Config) -> list[dict]:
-    """Lloyd from the same centroids. Inertias, ours and scikit-learn's in float32, beside its own in float64."""
-    rows = []
+    """Lloyd from the same centroids. Inertias, ours and scikit-learn's in float32, beside its own in float64.
+
+    Of the memory's bandwidth what reading the pixels once an iteration takes, which is the least that must be moved.
+    """
+    rows, rate = [], stream_rate()
     for size in config.sizes:
         image = picture(config, size)
         rgb = image.reshape(-1, 3)
@@ -111,6 +122,7 @@ def lloyd(config: Config) -> list[dict]:
                 row["inertia_against_float64"] = float(ours().inertia) / exact - 1
                 row["peer_inertia_against_float64"] = model.inertia_ / exact - 1
                 row["pixels_per_s"] = len(pixels) * n / row["ours_s"]
+                row["bandwidth_share"] = pixels.nbytes * n / row["ours_s"] / rate
                 rows.append(row)
                 print(row, flush=True)
     return rows
