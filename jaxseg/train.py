@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from jaxseg.data.augment import normalize
-from jaxseg.metrics.confusion import confusion_matrix, mean_iou, named_scores
+from jaxseg.metrics.confusion import confusion_matrix, mean_iou, named_scores, two_class_logits
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
 
 __all__ = [
@@ -220,6 +220,11 @@ def _crop_like(x: Array, like: tuple[int, int]) -> Array:
     return x[:, top : top + like[0], left : left + like[1]]
 
 
+def _confusion_of(logits: Float[Array, "n h w k"], labels: Array) -> Array:
+    logits = two_class_logits(logits)
+    return confusion_matrix(jnp.argmax(logits, -1), labels, logits.shape[-1])
+
+
 def supervised(
     model: nn.Module,
     *,
@@ -236,8 +241,9 @@ def supervised(
 
     A batch holds `image` uint8 `[N, H, W, 3]` and `label` int32 `[N, H, W]`, and may hold pixel weights
     `weight [N, H, W]`, which then go to the loss as `pixel_weights`. `loss(logits, labels)` is a mean over the
-    global batch (`jaxseg.losses`). `augment` are functions of (key, example), run on the device in order, on
-    images in [0, 1]; the model sees ImageNet-normalised images.
+    global batch (`jaxseg.losses`); one logit is scored as two classes, 1 where it is above 0. `augment` are
+    functions of (key, example), run on the device in order, on images in [0, 1]; the model sees ImageNet-normalised
+    images.
 
     `accumulate` splits the batch into that many microbatches, one in memory at a time: the forward pass is
     recomputed in the backward pass, and the loss is still that of the whole batch (batch norm sees
@@ -314,7 +320,7 @@ def supervised(
             ema_params = jax.tree.map(
                 lambda mean, x, inside: x if inside else mean, ema_params, params, _lies_in(params, frozen)
             )
-        confusion = batch_sum(confusion_matrix(jnp.argmax(logits, -1), seen, logits.shape[-1]))
+        confusion = batch_sum(_confusion_of(logits, seen))
         metrics = {"loss": value, "miou": mean_iou(confusion), "grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, params, model_state, opt_state, ema_params), metrics
 
@@ -329,7 +335,7 @@ def supervised(
         elif logits.shape[1:3] != labels.shape[1:3]:  # labels kept at their own resolution
             shape = (logits.shape[0], *labels.shape[1:], logits.shape[-1])
             logits = jax.image.resize(logits, shape, "bilinear", antialias=False)
-        confusion = confusion_matrix(jnp.argmax(logits, -1), labels, logits.shape[-1])
+        confusion = _confusion_of(logits, labels)
         pixels = jnp.sum(confusion).astype(jnp.float32)
         # the loss is a mean over the global batch, so its weight is the global count and each device adds a share
         share = loss(logits, labels) * pixels

@@ -94,11 +94,13 @@ def test_fsdp_shards_parameters_and_optimizer_state():
 class Linear(nn.Module):
     """A pixel-wise linear classifier: no norm, so accumulation must not change a bit of the mathematics."""
 
+    classes: int = 3
+
     @nn.compact
     def __call__(self, images, *, train):
         from jaxseg.models import SegmentationOutput
 
-        return SegmentationOutput(nn.Conv(3, (3, 3))(images), None)
+        return SegmentationOutput(nn.Conv(self.classes, (3, 3))(images), None)
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, dice_loss])
@@ -124,6 +126,25 @@ def test_evaluation_at_the_labels_own_resolution():
     state = fns.init(jax.random.key(0), batch_of(0))
     fine = batch_of(0) | {"label": np.ones((8, 32, 32), np.int32)}
     assert fns.evaluate(state, fine)["confusion"].sum() == 8 * 32 * 32
+
+
+def test_a_binary_model_is_scored_on_both_its_classes():
+    """Of one logit, as SMP's `classes=1`: label 1 where it is above zero."""
+
+    def loss(logits, labels):
+        seen = labels < 255
+        return (optax.sigmoid_binary_cross_entropy(logits[..., 0], labels == 1) * seen).sum() / seen.sum()
+
+    fns = supervised(Linear(1), loss=loss, optimizer=optax.sgd(1.0))
+    batch = batch_of(0, k=2)
+    batch["image"] = np.repeat(255 * (batch["label"] == 1)[..., None], 3, -1).astype(np.uint8)
+    state, update = fns.init(jax.random.key(0), batch), jax.jit(fns.update)
+    for _ in range(30):
+        state, metrics = update(state, batch, jax.random.key(1))
+    sums = jax.device_get(fns.evaluate(state, batch))
+    assert sums["confusion"].sum() == np.sum(batch["label"] < 255)
+    assert fns.summarize(sums)["miou"] > 0.95
+    assert metrics["miou"] > 0.9
 
 
 def test_weight_decay_spares_biases_and_norms():

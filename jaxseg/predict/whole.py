@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 
 from jaxseg.data.augment import normalize
 from jaxseg.data.canvas import Fit, fit_geometry, fit_image
+from jaxseg.metrics.confusion import two_class_logits
 
 __all__ = [
     "batch_predictor",
@@ -22,7 +23,6 @@ __all__ = [
     "overlap_tile",
     "predictor",
     "taps",
-    "two_class_logits",
 ]
 
 
@@ -95,11 +95,6 @@ def overlap_tile(
             here[:] = tile[: here.shape[0], : here.shape[1]]
     assert result is not None
     return result
-
-
-def two_class_logits(logits: Float[Array, "n h w k"]) -> Float[Array, "n h w k2"]:
-    """Logits of at least two classes: the one of a binary model, z, stands against 0, and is label 1 where z > 0."""
-    return jnp.concatenate([jnp.zeros_like(logits), logits], -1) if logits.shape[-1] == 1 else logits
 
 
 def compiled_logits(model: nn.Module) -> Callable[[PyTree, UInt8[Array, "b h w 3"]], Float[Array, "b h2 w2 k"]]:
