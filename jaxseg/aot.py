@@ -133,8 +133,9 @@ def matmul_flops(jaxpr: Any, *, narrowest: int = 0) -> float:
                 total += _conv_flops(eqn)
             case "dot_general":
                 total += _dot_flops(eqn)
-            case "cond":  # platform_dependent and the like: one branch runs, and all cost alike
-                total += max(inner_flops(branch.jaxpr) for branch in eqn.params["branches"])
+            case "cond":  # platform_dependent and the like: one branch runs, and all cost alike, but a CPU's is wider
+                branches = [inner_flops(branch.jaxpr) for branch in eqn.params["branches"]]
+                total += min(branches) if narrowest else max(branches)
             case name:
                 inner = [getattr(p, "jaxpr", p) for p in eqn.params.values() if hasattr(getattr(p, "jaxpr", p), "eqns")]
                 total += (eqn.params["length"] if name == "scan" else 1) * sum(map(inner_flops, inner))

@@ -16,6 +16,7 @@ from jaxseg import aot, parallel
 from jaxseg.cli import compile as cli_compile
 from jaxseg.cli import main
 from jaxseg.hlo import collectives, traffic
+from jaxseg.ops.conv import conv as any_conv
 from jaxseg.programs import training
 
 RESULTS = pathlib.Path(__file__).parents[1] / "experiments" / "results"
@@ -309,3 +310,15 @@ def test_rows_of_an_older_file_are_shown_without_what_they_lack():
         {k: v for k, v in row.items() if k not in ("padding", "copied", "indexed", "float32_share")} for row in rows
     ]
     assert cli_compile.compile_markdown(older).count("\n") == whole.count("\n")
+
+
+def test_the_form_of_a_cpu_is_not_counted_as_float32():
+    """Of half-precision operands, whose tiles a CPU adds up in float32."""
+    x, kernel = jnp.zeros((1, 32, 32, 256), jnp.bfloat16), jnp.zeros((3, 3, 256, 256), jnp.bfloat16)
+    jaxpr = jax.make_jaxpr(lambda x, k: any_conv(x, k, (1, 1), ((1, 1), (1, 1))))(x, kernel).jaxpr
+    assert aot.matmul_flops(jaxpr) == pytest.approx(2 * 32**2 * 9 * 256**2, rel=0.1)
+    assert aot.matmul_flops(jaxpr, narrowest=4) == 0
+    wide = jax.make_jaxpr(lambda x, k: any_conv(x, k, (1, 1), ((1, 1), (1, 1))))(
+        x.astype(jnp.float32), kernel.astype(jnp.float32)
+    ).jaxpr
+    assert aot.matmul_flops(wide, narrowest=4) > 0
