@@ -118,12 +118,13 @@ def _dot_flops(eqn: Any) -> float:
     return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[a] for a in contracted)
 
 
-def matmul_flops(jaxpr: Any, *, narrowest: int = 0) -> float:
+def matmul_flops(jaxpr: Any, *, platform: str | None = None, narrowest: int = 0) -> float:
     """FLOPs of a jaxpr's convolutions and matrix products, scans times their length, zeros of padding left out.
 
-    Of those alone whose operands have items of at least `narrowest` bytes.
+    Of those alone whose operands have items of at least `narrowest` bytes. Where a form was chosen by platform
+    (`jax.lax.platform_dependent`), that of `platform`, and else the default; of other branches the largest.
     """
-    inner_flops = functools.partial(matmul_flops, narrowest=narrowest)
+    inner_flops = functools.partial(matmul_flops, platform=platform, narrowest=narrowest)
     total = 0.0
     for eqn in jaxpr.eqns:
         match eqn.primitive.name:
@@ -133,23 +134,27 @@ def matmul_flops(jaxpr: Any, *, narrowest: int = 0) -> float:
                 total += _conv_flops(eqn)
             case "dot_general":
                 total += _dot_flops(eqn)
-            case "cond":  # platform_dependent and the like: one branch runs, and all cost alike, but a CPU's is wider
-                branches = [inner_flops(branch.jaxpr) for branch in eqn.params["branches"]]
-                total += min(branches) if narrowest else max(branches)
+            case "cond":
+                branches, forms = eqn.params["branches"], eqn.params.get("branches_platforms")
+                if forms is not None:
+                    its = [b for b, names in zip(branches, forms, strict=True) if names and platform in names]
+                    branches = its or [b for b, names in zip(branches, forms, strict=True) if not names] or branches
+                total += max(inner_flops(branch.jaxpr) for branch in branches)
             case name:
                 inner = [getattr(p, "jaxpr", p) for p in eqn.params.values() if hasattr(getattr(p, "jaxpr", p), "eqns")]
                 total += (eqn.params["length"] if name == "scan" else 1) * sum(map(inner_flops, inner))
     return total
 
 
-def program_cost(traced: Any, lowered: Any, compiled: Any, devices: int) -> Cost:
-    """The cost of `jax.jit(f).trace(...)`, lowered and compiled for `devices`."""
+def program_cost(traced: Any, lowered: Any, compiled: Any, devices: int, platform: str) -> Cost:
+    """The cost of `jax.jit(f).trace(...)`, lowered and compiled for `devices` of `platform`."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     outputs = max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     # before partitioning, for the compiled program counts padding to its tiles; a TPU that is not here says only that
     whole = (lowered.cost_analysis() or {}).get("flops", cost.get("flops", math.nan) * devices)
-    products = matmul_flops(traced.jaxpr.jaxpr)
+    products = matmul_flops(traced.jaxpr.jaxpr, platform=platform)
+    wide = matmul_flops(traced.jaxpr.jaxpr, platform=platform, narrowest=4)
     text = compiled.as_text()
     written = traffic(text)
     return Cost(
@@ -159,7 +164,7 @@ def program_cost(traced: Any, lowered: Any, compiled: Any, devices: int) -> Cost
         flops=whole / devices,
         bytes=cost.get("bytes accessed", math.nan),
         matmul_share=min(products / whole, 1.0) if whole else math.nan,
-        float32_share=matmul_flops(traced.jaxpr.jaxpr, narrowest=4) / products if products else 0.0,
+        float32_share=wide / products if products else 0.0,
         padding=written.padding / max(written.bytes, 1),
         copied=written.copied,
         indexed=written.indexed,
@@ -170,7 +175,7 @@ def program_cost(traced: Any, lowered: Any, compiled: Any, devices: int) -> Cost
 def _compile(program: Callable, arguments: tuple[PyTree, ...], devices: int, platform: str) -> Cost:
     traced = program.trace(*arguments)  # type: ignore[attr-defined]
     lowered = traced.lower(lowering_platforms=(platform,))
-    return program_cost(traced, lowered, lowered.compile(), devices)
+    return program_cost(traced, lowered, lowered.compile(), devices, platform)
 
 
 def compile_train(

@@ -99,7 +99,7 @@ def test_float32_among_the_products_is_told():
         return jnp.dot(x, y).sum() + jnp.dot(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)).sum()
 
     traced = jax.jit(mixed).trace(*(jax.ShapeDtypeStruct((16, 16), jnp.float32),) * 2)
-    assert aot.program_cost(traced, traced.lower(), traced.lower().compile(), 1).float32_share == 0.5
+    assert aot.program_cost(traced, traced.lower(), traced.lower().compile(), 1, "cpu").float32_share == 0.5
 
 
 def test_the_roofline_is_the_slower_of_arithmetic_and_memory():
@@ -112,7 +112,7 @@ def test_flops_are_those_of_the_compiled_program_where_there_are_no_others():
     traced = jax.jit(jnp.dot).trace(*(jax.ShapeDtypeStruct((64, 64), jnp.float32),) * 2)
     compiled = traced.lower().compile()
     silent = types.SimpleNamespace(cost_analysis=lambda: None)  # as a TPU that is not here
-    cost = aot.program_cost(traced, silent, compiled, 1)
+    cost = aot.program_cost(traced, silent, compiled, 1, "cpu")
     assert cost.flops == pytest.approx(2 * 64**3, rel=0.05)
     assert cost.matmul_share == pytest.approx(1.0, rel=0.05)
 
@@ -260,7 +260,7 @@ def refusal(capsys, *words):
 
 def test_words_that_mean_nothing_together_are_refused_before_a_program_is_compiled(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli_compile.parallel, "topology_devices", lambda name: jax.devices())
-    for words in (["--shard", "data=2"], ["--topology", "v4:2x2x1"]):
+    for words in (["--shard", "data=2"], ["--topology", "v4:2x2x1"], ["--quick"]):
         assert "--lower knows no devices" in refusal(capsys, "--lower", "cuda", *words)
     assert "use a height such as 104" in refusal(capsys, "--size", "97x96", "--shard", "spatial=8")
     assert "is the file of figures" in refusal(capsys, "--lower", "cuda", "--out", str(tmp_path / "lowered.md"))
@@ -302,6 +302,25 @@ def test_a_topology_is_of_whole_chips_and_may_be_a_part_of_a_host(name, options,
     assert asked == [{"platform": "tpu", "topology_name": name, **options}]
 
 
+def test_a_quick_compilation_is_another_row_and_leaves_the_effort_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_compile.parallel, "topology_devices", lambda name: jax.devices())
+    cost = aot.Cost(1, 1, 10, 1.0, 1.0, 1.0, 0.0, 0.5, 0, 1, {})
+    efforts = []
+
+    def compile_train(*args, **options):
+        efforts.append(jax.config.jax_exec_time_optimization_effort)
+        return cost
+
+    monkeypatch.setattr(cli_compile.aot, "compile_train", compile_train)
+    for words in ([], ["--quick"], []):
+        with pytest.raises(SystemExit):
+            main(["compile", "unet_small", "--batch", "8", "--out", str(tmp_path / "tpu.json"), *words])
+    assert efforts == [0.0, -1.0, 0.0]
+    rows = json.loads((tmp_path / "tpu.json").read_text())["rows"]
+    assert [row["quick"] for row in rows] == [False, True]
+    assert "train, quick" in (tmp_path / "tpu.md").read_text()
+
+
 def test_rows_of_an_older_file_are_shown_without_what_they_lack():
     rows = json.loads((RESULTS / "tpu_v5e_2x4.json").read_text())["rows"]
     whole = cli_compile.compile_markdown(rows)
@@ -322,3 +341,16 @@ def test_the_form_of_a_cpu_is_not_counted_as_float32():
         x.astype(jnp.float32), kernel.astype(jnp.float32)
     ).jaxpr
     assert aot.matmul_flops(wide, narrowest=4) > 0
+
+
+def test_of_forms_by_platform_one_is_counted():
+    def product(n):
+        return lambda x: (jnp.zeros((n, 8)) @ x).sum(0)
+
+    def f(x):
+        first = jax.lax.platform_dependent(x, cpu=product(1), tpu=product(2), default=product(4))
+        return first, jax.lax.platform_dependent(x, cpu=product(8), cuda=product(16))  # none for a TPU
+
+    jaxpr = jax.make_jaxpr(f)(jnp.zeros((8, 8))).jaxpr
+    rows = {platform: aot.matmul_flops(jaxpr, platform=platform) / 128 for platform in ("cpu", "tpu", "cuda", None)}
+    assert rows == {"cpu": 1 + 8, "tpu": 2 + 16, "cuda": 4 + 16, None: 4 + 16}

@@ -1,5 +1,6 @@
 """`jaxseg compile`: what a model costs on a TPU that is not here, or whether it lowers for a platform that is not."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -63,6 +64,9 @@ class Compile:
     """What the model computes in."""
     remat: bool = False
     """Recompute activations in the backward pass, where the model can."""
+    quick: bool = False
+    """Ask the compiler for its least effort: a third of its time, the same FLOPs and collectives, memory within a few
+    percent; the traffic it estimates may differ more."""
     out: pathlib.Path | None = None
     """A JSON file for the figures, and beside it the same as .md; rows for other programs in it stay."""
 
@@ -86,7 +90,7 @@ def _identity(config: Compile, name: str, what: str) -> dict[str, Any]:
     model, size = _model(config, name)
     where: dict[str, Any] = {"platform": config.lower}
     if not config.lower:
-        where = {"topology": config.topology, "mesh": _placement(config).name}
+        where = {"topology": config.topology, "mesh": _placement(config).name, "quick": config.quick}
     return {
         "model": name,
         "program": what,
@@ -96,6 +100,17 @@ def _identity(config: Compile, name: str, what: str) -> dict[str, Any]:
         "remat": bool(getattr(model, "remat", False)),
         **where,
     }
+
+
+@contextlib.contextmanager
+def _effort(quick: bool) -> Iterator[None]:
+    """XLA's effort for what is compiled within."""
+    before = jax.config.jax_exec_time_optimization_effort  # type: ignore[attr-defined]
+    jax.config.update("jax_exec_time_optimization_effort", -1.0 if quick else before)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", before)
 
 
 def _compiled(config: Compile, name: str, what: str) -> dict[str, Any]:
@@ -114,7 +129,8 @@ def _compiled(config: Compile, name: str, what: str) -> dict[str, Any]:
     compiler = aot.compile_train if what == "train" else aot.compile_apply
     devices = placement.batch_devices * placement.height_devices
     try:
-        cost = compiler(model, placement, size, config.batch, devices=devices)
+        with _effort(config.quick):
+            cost = compiler(model, placement, size, config.batch, devices=devices)
     except jax.errors.JaxRuntimeError as error:  # the compiler's own word that it does not fit
         if "RESOURCE_EXHAUSTED" not in str(error) and "memory" not in str(error):
             raise
@@ -145,6 +161,10 @@ def _megabytes(collectives: dict[str, Any]) -> Iterator[str]:
         yield f"{count} {kind} {size / 1e6:.1f} MB"
 
 
+def _program(row: dict[str, Any]) -> str:
+    return row["program"] + (", quick" if row.get("quick") else "")
+
+
 def _waste(row: dict[str, Any]) -> list[str]:
     """What a program that suits the chip has little of."""
     if "padding" not in row:  # an older file's
@@ -158,7 +178,7 @@ def compile_markdown(rows: list[dict[str, Any]]) -> str:
     compiled, lowered = [], []
     for row in rows:
         shape = "x".join(map(str, (row["batch"], *row["size"])))
-        first = [f"`{row['model']}`", row["program"], shape + (", remat" if row.get("remat") else "")]
+        first = [f"`{row['model']}`", _program(row), shape + (", remat" if row.get("remat") else "")]
         if "platform" in row:
             convolutions = " + ".join(f"{n} {dtype}" for dtype, n in sorted(row["convolutions"].items()))
             calls = ", ".join(f"{n} {target}" for target, n in sorted(row["custom_calls"].items()))
@@ -199,7 +219,8 @@ def _show(rows: list[dict[str, Any]], config: Compile) -> None:
     for title in ("matmul", *WASTE, "roofline ms", "collectives"):
         table.add_column(title, justify="right")
     for row in rows:
-        name = f"{row['model']} {row['program']}\n{'x'.join(map(str, (row['batch'], *row['size'])))}"
+        shape = "x".join(map(str, (row["batch"], *row["size"])))
+        name = f"{row['model']} {_program(row)}\n{shape}"
         if "error" in row:
             table.add_row(name, "DOES NOT FIT", row["error"])
             continue
@@ -219,11 +240,11 @@ def _show(rows: list[dict[str, Any]], config: Compile) -> None:
     Console(width=None if Console().is_terminal else 200).print(table)
 
 
-IDENTITY = ("model", "program", "topology", "platform", "mesh", "batch", "size", "dtype", "remat")
+IDENTITY = ("model", "program", "topology", "platform", "mesh", "batch", "size", "dtype", "remat", "quick")
 
 
 def _key(row: dict[str, Any]) -> str:
-    return json.dumps([row.get(k) or None for k in IDENTITY])  # older rows have no remat
+    return json.dumps([row.get(k) or None for k in IDENTITY])  # older rows lack the last
 
 
 def _kept(path: pathlib.Path | None) -> dict[str, dict[str, Any]]:
@@ -269,8 +290,8 @@ def compile_command(config: Annotated[Compile, tyro.conf.arg(name="")]) -> int:
         raise ValueError(f'no model "{config.model}"; did you mean "{nearest_model(config.model)}"?')
     if config.topology.split(":")[0] not in aot.CHIPS:
         raise ValueError(f"no figures for the chip of {config.topology}; there are {', '.join(aot.CHIPS)}")
-    if config.lower and (config.shard or config.topology != Compile.topology):
-        raise ValueError("--shard and --topology are of programs that are compiled: --lower knows no devices")
+    if config.lower and (config.shard or config.quick or config.topology != Compile.topology):
+        raise ValueError("--shard, --quick and --topology are of programs that are compiled: --lower knows no devices")
     if config.out is not None:
         if config.out.suffix == ".md":
             raise ValueError(f"--out {config.out} is the file of figures, such as {config.out.with_suffix('.json')}")
