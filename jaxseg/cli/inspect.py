@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxseg.cli.arguments import Size, checked, class_share, describe, nearest_model, open_split
+from jaxseg.cli.arguments import Size, bar, checked, class_share, describe, nearest_model, open_split
 from jaxseg.data import DataError, folder_splits
 from jaxseg.models import MODELS, create_model, model_source, scores_classes
 
@@ -78,10 +78,13 @@ def models_command(config: Annotated[Models, tyro.conf.arg(name="")]) -> int:
     if config.names:
         table.add_column("GFLOPs at " + "x".join(map(str, config.size)), justify="right")
     table.add_column("source", overflow="fold")
-    for name in config.names or MODELS:
-        model = create_model(name, config.classes if scores_classes(name) else None)
-        count, flops = _cost(model, config.size, bool(config.names))
-        table.add_row(name, f"{count:,}", *([flops] if config.names else []), model_source(name))
+    names = config.names or tuple(MODELS)
+    with bar("tracing models") as progress:
+        for done, name in enumerate(names):
+            progress(done, len(names))
+            model = create_model(name, config.classes if scores_classes(name) else None)
+            count, flops = _cost(model, config.size, bool(config.names))
+            table.add_row(name, f"{count:,}", *([flops] if config.names else []), model_source(name))
     Console(width=None if Console().is_terminal else 160).print(table)
     return 0
 

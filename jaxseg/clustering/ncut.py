@@ -44,8 +44,8 @@ def _recursive(
     affinity: Affinity,
     num_segments: int,
     key: PRNGKeyArray,
-    max_ncut: float,
-    stability: bool,
+    max_ncut: Any,
+    stability: Any,
     tolerance: float,
 ) -> Int[Array, "h w"]:
     """Splits the segment of least Ncut, while that is below `max_ncut` and stable, until there are enough."""
@@ -53,7 +53,7 @@ def _recursive(
 
     def candidate(inside, key):
         half, value, stable = _two_way(affinity, inside, key, tolerance)
-        usable = (stable | (not stability)) & (value <= max_ncut)
+        usable = (stable | jnp.logical_not(stability)) & (value <= max_ncut)
         return half, jnp.where(usable, value, jnp.inf)
 
     def split(step, state):
@@ -119,17 +119,15 @@ def discretise(
     return jax.lax.scan(attempt, start, trials)[0][0]
 
 
-@functools.partial(
-    jax.jit, static_argnames=("num_segments", "method", "stability", "restarts", "max_ncut", "tolerance")
-)
+@functools.partial(jax.jit, static_argnames=("num_segments", "method", "restarts", "tolerance"))
 def _cut(
     affinity: Affinity,
     pairs: Eigenpairs,
     num_segments: int,
     key: PRNGKeyArray,
     method: str,
-    max_ncut: float,
-    stability: bool,
+    max_ncut: Any,
+    stability: Any,
     restarts: int,
     tolerance: float,
 ) -> tuple[Int[Array, "h w"], Float[Array, ""]]:
