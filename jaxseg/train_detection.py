@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxseg.data.augment import normalize
-from jaxseg.losses.detection import BETA, box_losses, mask_loss, proposal_losses
+from jaxseg.losses.detection import BETA, box_losses, mask_errors, mean_mask_error, proposal_losses
 from jaxseg.metrics.detection import average_precision, score_histogram
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
 from jaxseg.ops.boxes import BOX_WEIGHTS, Proposals, clip_boxes, encode_boxes, given_proposals
@@ -143,15 +143,16 @@ def detection_losses(
     targets = encode_boxes(true_boxes, boxes, BOX_WEIGHTS)
     classifier, box = box_losses(logits, deltas, classes, targets, chosen.valid, beta=how.box_beta)
     losses |= {"loss_classifier": classifier, "loss_box_reg": box}
-    if hasattr(detector, "mask_logits"):
+    if hasattr(detector, "mask_sum"):
         most = max(int(how.boxes * how.boxes_positive), 1)  # positives come first
         boxes, owner, classes = boxes[:, :most], owner[:, :most], classes[:, :most]
-        masks = detector.mask_logits(features, boxes, classes, train=True)
+        positive = chosen.positive[:, :most]
         if instances is None:
             raise ValueError(f"{type(detector).__name__} learns masks and the objects have none; use a Faster R-CNN")
         cut, at = (crop_instances, owner + 1) if instances.ndim == 3 else (crop_masks, owner)
-        wanted = jax.vmap(functools.partial(cut, size=masks.shape[-1]))(instances, at, boxes)
-        losses["loss_mask"] = mask_loss(masks, wanted, chosen.positive[:, :most])
+        wanted = jax.vmap(functools.partial(cut, size=detector.mask_size))(instances, at, boxes)
+        errors = detector.mask_sum(mask_errors, features, boxes, classes, wanted, positive)
+        losses["loss_mask"] = mean_mask_error(errors, positive)
     return losses
 
 

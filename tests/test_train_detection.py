@@ -10,10 +10,14 @@ import pytest
 from flax import linen as nn
 from models.test_detectors import fill, init_shapes, small
 
+import jaxseg
+from jaxseg.backbones.fpn import FPN
+from jaxseg.backbones.resnet import resnet18
 from jaxseg.data import flip
 from jaxseg.data.shapes import draw, instance_boxes
-from jaxseg.losses.detection import box_losses, mask_loss, proposal_losses
+from jaxseg.losses.detection import box_losses, mask_errors, mask_loss, proposal_losses
 from jaxseg.metrics.detection import SCORE_BINS, average_precision, mask_iou, match_detections
+from jaxseg.models.mask_rcnn import MaskHead
 from jaxseg.ops.masks import instances_of
 from jaxseg.ops.matching import IGNORED, match, sample
 from jaxseg.train_detection import Sampling, detection, detection_losses
@@ -95,6 +99,39 @@ def test_losses_by_their_definitions():
     expected = -jnp.log(jax.nn.sigmoid(masks))[positive].mean()
     np.testing.assert_allclose(mask_loss(masks, wanted, positive), expected, rtol=1e-5)
     assert mask_loss(masks, wanted, jnp.zeros((2, 5), bool)) == 0
+
+
+def test_masks_of_few_objects_cost_few_parts_and_have_the_loss_of_all(monkeypatch):
+    pyramid = functools.partial(FPN, body=functools.partial(resnet18, features=(8, 8, 8, 8), stem_features=8))
+    model = jaxseg.create_model("maskrcnn_small", 3, pyramid=pyramid, mask=functools.partial(MaskHead, (256,)))
+    variables = fill(init_shapes(model))
+    rng = np.random.default_rng(0)
+    levels = {str(i): jnp.asarray(rng.standard_normal((2, 64 >> i, 64 >> i, 256)), jnp.float32) for i in range(4)}
+    corner = rng.uniform(0, 150, (2, 24, 2))
+    boxes = jnp.asarray(np.concatenate([corner, corner + rng.uniform(8, 100, (2, 24, 2))], -1), jnp.float32)
+    classes = jnp.asarray(rng.integers(1, 3, (2, 24)))
+    wanted = jnp.asarray(rng.random((2, 24, 28, 28)) > 0.5, jnp.float32)
+    valid = jnp.arange(24) < jnp.array([[3], [14]])
+    parts = []
+
+    def errors(*args):
+        jax.debug.callback(lambda: parts.append(1))
+        return mask_errors(*args)
+
+    def loss(params, levels):
+        def of(model):
+            return model.mask_sum(errors, levels, boxes, classes, wanted, valid)
+
+        return nn.apply(of, model)({**variables, "params": params})
+
+    taken = jax.jit(jax.value_and_grad(loss, (0, 1)))(variables["params"], levels)
+    jax.effects_barrier()
+    assert len(parts) == 1  # of two
+    monkeypatch.setattr("jaxseg.models.mask_rcnn.tiles_pay", lambda x, kernel: False)
+    whole = jax.jit(jax.value_and_grad(lambda *args: loss(*args), (0, 1)))(variables["params"], levels)
+    np.testing.assert_allclose(taken[0], whole[0], rtol=1e-5)
+    for ours, plain in zip(jax.tree.leaves(taken[1]), jax.tree.leaves(whole[1]), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-5 * max(float(jnp.abs(plain).max()), 1e-3))
 
 
 def test_objects_of_an_id_map():

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxseg.ops.batch import batch_sum
 
-__all__ = ["BETA", "box_losses", "mask_loss", "proposal_losses", "smooth_l1"]
+__all__ = ["BETA", "box_losses", "mask_errors", "mask_loss", "mean_mask_error", "proposal_losses", "smooth_l1"]
 
 BETA = 1 / 9  # of torchvision and Detectron
 
@@ -62,9 +62,20 @@ def box_losses(
     return _share(-log_p, valid, count), _share(smooth_l1(error, beta).sum(-1), objects, count)
 
 
+def mask_errors(
+    logits: Float[Array, "n p m m"], targets: Float[Array, "n p m m"], valid: Bool[Array, "n p"]
+) -> Float[Array, ""]:
+    """The sum over valid masks of the mean cross-entropy of a mask's pixels."""
+    return jnp.sum(jnp.where(valid, optax.sigmoid_binary_cross_entropy(logits, targets).mean((-1, -2)), 0))
+
+
+def mean_mask_error(errors: Float[Array, ""], valid: Bool[Array, "n p"]) -> Float[Array, ""]:
+    """A sum of `mask_errors` over the number of valid masks."""
+    return _share(errors, jnp.array(True), jnp.sum(valid.astype(jnp.float32)))
+
+
 def mask_loss(
     logits: Float[Array, "n p m m"], targets: Float[Array, "n p m m"], valid: Bool[Array, "n p"]
 ) -> Float[Array, ""]:
     """Cross-entropy of every pixel of the masks of objects, each of its own class (He et al. 2017, section 3)."""
-    values = optax.sigmoid_binary_cross_entropy(logits, targets).mean((-1, -2))
-    return _share(values, valid, jnp.sum(valid.astype(jnp.float32)))
+    return mean_mask_error(mask_errors(logits, targets, valid), valid)

@@ -6,7 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxseg.backbones.fpn import SingleLevel
 from jaxseg.backbones.resnet import Bottleneck, ResNet
@@ -57,12 +57,27 @@ class MaskRCNNC4(MaskRCNN):
         FasterRCNN.setup(self)
         self.mask_predictor = MaskPredictor(self.num_classes, 256, self.dtype)
 
+    @property
+    def mask_size(self) -> int:
+        return self.box_size
+
     def mask_logits(
         self, features: Mapping[str, Array], boxes: Float[Array, "n k 4"], classes: Int[Array, "n k"], *, train: bool
     ) -> Float[Array, "n k 14 14"]:
         x = self.box_head.spatial(self.pool(features, boxes, self.box_size), train=train)
         masks = self.mask_predictor(x, classes.reshape(-1))
         return masks.reshape(*boxes.shape[:2], *masks.shape[1:])
+
+    def mask_sum(
+        self,
+        f: Callable[[Array, Array, Array], Array],
+        features: Mapping[str, Array],
+        boxes: Float[Array, "n k 4"],
+        classes: Int[Array, "n k"],
+        targets: Float[Array, "n k 14 14"],
+        valid: Bool[Array, "n k"],
+    ) -> Float[Array, ""]:
+        return f(self.mask_logits(features, boxes, classes, train=True), targets, valid)
 
 
 def _c4(depths: tuple[int, ...]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxseg.backbones.fpn import FPN
 from jaxseg.backbones.resnet import resnet18, resnet101
@@ -16,6 +16,8 @@ from jaxseg.models.fast_rcnn import BoxConvHead, BoxHead
 from jaxseg.models.faster_rcnn import FasterRCNN
 from jaxseg.models.output import Detections
 from jaxseg.ops.boxes import Proposals
+from jaxseg.ops.parts import sum_over_parts
+from jaxseg.ops.winograd import tiles_pay
 
 __all__ = [
     "MaskHead",
@@ -26,6 +28,8 @@ __all__ = [
     "maskrcnn_resnet101_fpn",
     "maskrcnn_small",
 ]
+
+PART = 16
 
 he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -85,10 +89,16 @@ class MaskRCNN(FasterRCNN):
     """Mask R-CNN (He et al. 2017, Figure 1) on FPN, torchvision's in every number.
 
     As `FasterRCNN`; `Detections.masks` are probabilities `[n, k, 28, 28]` in the frames of the boxes, of each
-    one's class, which `jaxseg.ops.masks.paste_masks` puts on the image. `mask_logits` is one more step.
+    one's class, which `jaxseg.ops.masks.paste_masks` puts on the image. `mask_logits` is one more step, and
+    `mask_sum` its loss.
     """
 
     mask: Callable[..., nn.Module] = MaskHead
+
+    @property
+    def mask_size(self) -> int:
+        """Pixels of a side of a mask."""
+        return 28
 
     def setup(self) -> None:
         super().setup()
@@ -102,6 +112,39 @@ class MaskRCNN(FasterRCNN):
         x = self.mask_head(self.pool(features, boxes, 14), train=train)
         masks = self.mask_predictor(x, classes.reshape(-1))
         return masks.reshape(*boxes.shape[:2], *masks.shape[1:])
+
+    def mask_sum(
+        self,
+        f: Callable[[Array, Array, Array], Array],
+        features: Mapping[str, Array],
+        boxes: Float[Array, "n k 4"],
+        classes: Int[Array, "n k"],
+        targets: Float[Array, "n k 28 28"],
+        valid: Bool[Array, "n k"],
+    ) -> Float[Array, ""]:
+        """`f(logits, targets, valid)`, a sum over the masks that are valid, which come first, in training.
+
+        Few are where few objects are. A CPU passes the rest over, `PART` boxes of an image at a time, where the head
+        has no statistics of its batch and its convolutions are products: others are slow within a branch.
+        """
+        x = self.pool(features, boxes, 14)
+        head, of_head = self.mask_head.unbind()  # type: ignore[misc]
+        predictor, of_predictor = self.mask_predictor.unbind()  # type: ignore[misc]
+        kernels = [kernel for kernel in jax.tree.leaves(of_head) if kernel.ndim == 4]
+        if self.head_norm not in (None, FrozenBatchNorm) or not all(tiles_pay(x[:PART], k) for k in kernels):
+            logits = self.mask_predictor(self.mask_head(x, train=True), classes.reshape(-1))
+            return f(logits.reshape(targets.shape), targets, valid)
+
+        def errors(variables: Any, x: Array, of_boxes: Any, valid: Array) -> Array:
+            classes, targets = of_boxes
+            y: Any = head.apply(variables[0], x.reshape(-1, *x.shape[2:]), train=True)
+            logits: Any = predictor.apply(variables[1], y, classes.reshape(-1))
+            return f(logits.reshape(targets.shape), targets, valid)
+
+        x = x.reshape(*classes.shape, *x.shape[1:])
+        arguments = (of_head, of_predictor), x, (classes, targets), valid
+        in_parts = functools.partial(sum_over_parts, errors, size=PART)
+        return jax.lax.platform_dependent(*arguments, cpu=in_parts, default=errors)
 
     def detect_boxes(
         self, features: Mapping[str, Array], proposals: Proposals, sizes: Int[Array, "n 2"], *, train: bool
