@@ -3,10 +3,13 @@
 import dataclasses
 import difflib
 import functools
+import numbers
+import typing
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 
 from jaxseg.backbones import BACKBONES
 from jaxseg.backbones.googlenet import GoogLeNet
@@ -192,6 +195,27 @@ def _model_class(constructor: Callable[..., nn.Module]) -> type[nn.Module]:
     return constructor
 
 
+KINDS: dict[Any, tuple[Any, str, str]] = {  # Python's and NumPy's, one and several
+    bool: ((bool, np.bool_), "true or false", "true or false"),
+    int: (numbers.Integral, "a whole number", "whole numbers"),
+    float: (numbers.Real, "a number", "numbers"),
+}
+
+
+def _demand_kind(name: str, field: str, value: Any, annotation: Any) -> None:
+    """Raises ValueError where a number, a truth value or a tuple of numbers is another thing."""
+    kind, *rest = typing.get_args(annotation) if typing.get_origin(annotation) is tuple else (annotation,)
+    if kind not in KINDS:
+        return
+    several, count = kind is not annotation, 0 if rest == [...] else 1 + len(rest)
+    accepted, one, many = KINDS[kind]
+    values = value if several and isinstance(value, (tuple, list)) else [value]
+    sound = all(isinstance(v, accepted) and (kind is bool or not isinstance(v, (bool, np.bool_))) for v in values)
+    if not sound or (several and (values is not value or count not in (0, len(values)))):
+        wanted = one if not several else f"a list of {count} {many}" if count else f"a list of {many}"
+        raise ValueError(f'the field "{field}" of model "{name}" is {wanted}, got {value!r}')
+
+
 def scores_classes(name: str) -> bool:
     """Whether the model needs a `num_classes`; a generator has one only in its conditional form."""
     fields = {f.name: f for f in dataclasses.fields(_model_class(_constructor(name)))}
@@ -208,15 +232,18 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
     `num_classes` is for models that score classes, and for the conditional form of a generator. As JSON has no
     others, a `backbone` or `encoder` may be a name in `jaxseg.backbones.BACKBONES`, the `vgg` of `adain_transfer`
     "vgg16" or "vgg19", a `norm` or `head_norm` a name in `jaxseg.layers.NORMS`, and a tuple a list. Raises ValueError,
-    with the nearest name there is, for a model, a field or a backbone that does not exist, and, with those that fit,
-    for a backbone that the model cannot stand on.
+    with the nearest name there is, for a model, a field or a backbone that does not exist, for a field of another kind
+    than the model's, and, with those that fit, for a backbone that the model cannot stand on.
     """
     constructor = _constructor(name)
     if num_classes is not None:
         fields["num_classes"] = num_classes
-    known = [f.name for f in dataclasses.fields(_model_class(constructor)) if f.name not in ("parent", "name")]
+    kinds = {f.name: f.type for f in dataclasses.fields(_model_class(constructor)) if f.name not in ("parent", "name")}
+    known = list(kinds)
     if scores_classes(name) and "num_classes" not in fields:
         raise ValueError(f'model "{name}" scores classes: give num_classes')
+    if "num_classes" in fields:
+        _demand_kind(name, "num_classes", fields["num_classes"], kinds.get("num_classes"))
     if scores_classes(name) and fields["num_classes"] < 1:
         raise ValueError(f'model "{name}" scores at least 1 class, got num_classes={fields["num_classes"]}')
     for field in list(fields):
@@ -224,6 +251,7 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
             raise ValueError(
                 f'model "{name}" has no field "{field}"{_nearest(field, known)} (fields: {", ".join(known)})'
             )
+        _demand_kind(name, field, fields[field], kinds[field])
         if field in ("backbone", "encoder") and isinstance(fields[field], str):
             if fields[field] not in BACKBONES:
                 raise ValueError(f'no backbone "{fields[field]}"{_nearest(fields[field], BACKBONES)}')

@@ -369,6 +369,27 @@ def test_unknown_names_are_answered_with_the_nearest():
         model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "num_classes", "fields", "message"),
+    [
+        ("unet", True, {}, "is a whole number, got True"),
+        ("unet", 2, {"features": "wide"}, 'field "features" of model "unet" is a list of whole numbers, got \'wide\''),
+        ("unet", 2, {"features": [4, 8.5]}, r"got \[4, 8.5\]"),
+        ("unet", 2, {"dropout": None}, 'field "dropout" of model "unet" is a number, got None'),
+        ("unet", 2, {"remat": 1}, 'field "remat" of model "unet" is true or false, got 1'),
+        ("maskrcnn_small", 2, {"box_score_thresh": "high"}, "is a number, got 'high'"),
+    ],
+)
+def test_fields_of_another_kind_are_refused_by_name(name, num_classes, fields, message):
+    with pytest.raises(ValueError, match=message):
+        jaxseg.create_model(name, num_classes, **fields)
+
+
+def test_fields_may_be_numbers_of_numpy_and_lists():
+    model = jaxseg.create_model("unet", 2, features=[4, np.int32(8)], dropout=np.float32(0.5))
+    assert model.features == (4, 8)
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("name", TRANSCRIBED)
 def test_counts_of_the_transcriptions(name):
