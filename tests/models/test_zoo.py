@@ -385,11 +385,6 @@ def test_fields_of_another_kind_are_refused_by_name(name, num_classes, fields, m
         jaxseg.create_model(name, num_classes, **fields)
 
 
-def test_fields_may_be_numbers_of_numpy_and_lists():
-    model = jaxseg.create_model("unet", 2, features=[4, np.int32(8)], dropout=np.float32(0.5))
-    assert model.features == (4, 8)
-
-
 @pytest.mark.parity
 @pytest.mark.parametrize("name", TRANSCRIBED)
 def test_counts_of_the_transcriptions(name):
