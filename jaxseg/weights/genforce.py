@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from jaxseg.models.progan import GrowingDiscriminator, ProGANGenerator
 from jaxseg.models.stylegan import StyleGANGenerator
-from jaxseg.weights.vgg import WeightsMismatch
+from jaxseg.weights.vgg import WeightsMismatch, bare_entries
 
 __all__ = ["blank_variables", "from_genforce", "genforce_fields", "genforce_has", "network_of", "to_genforce"]
 
@@ -159,11 +159,15 @@ def blank_variables(model: nn.Module) -> dict[str, Any]:
 
 
 def network_of(state: Mapping[str, np.ndarray], model: nn.Module) -> Mapping[str, np.ndarray]:
-    """Of a checkpoint with several networks the model's: of generators the averaged one, where there is one."""
+    """The model's arrays by genforce's names, without DataParallel's prefix.
+
+    Of a checkpoint with several networks, and of generators, the averaged one, where there is one.
+    """
     discriminates = isinstance(model, GrowingDiscriminator)
+    state = bare_entries(state)
     for network in ("discriminator.",) if discriminates else ("generator_smooth.", "generator."):
         if any(name.startswith(network) for name in state):
-            return {name.removeprefix(network): array for name, array in state.items() if name.startswith(network)}
+            return bare_entries({n.removeprefix(network): a for n, a in state.items() if n.startswith(network)})
     return state
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxseg.models.progan import GrowingDiscriminator
 from jaxseg.models.stylegan import StyleGANGenerator
+from jaxseg.weights.files import warn_not_finite
 from jaxseg.weights.genforce import from_genforce, to_genforce
 from jaxseg.weights.unpickle import Name, PlainUnpickler, UnsafePickle
 from jaxseg.weights.vgg import WeightsMismatch
@@ -163,8 +164,8 @@ def _variables(network: _Network) -> dict[str, np.ndarray]:
 def read_nvlabs(path: str | pathlib.Path) -> tuple[dict[str, np.ndarray], ...]:
     """Arrays by TensorFlow's names, of each network in the file: generator, discriminator, averaged generator.
 
-    Names are as `4x4/Const/const`, `Dense0/weight`, `dlatent_avg`. Raises `UnsafePickle`, having run nothing,
-    for a file that asks for anything else, and ValueError for one that is not whole.
+    Names are as `4x4/Const/const`, `Dense0/weight`, `dlatent_avg`. Warns as `read_weights`. Raises `UnsafePickle`, having
+    run nothing, for a file that asks for anything else, and ValueError for one that is not whole.
     """
     path = pathlib.Path(path)
     try:
@@ -179,6 +180,7 @@ def read_nvlabs(path: str | pathlib.Path) -> tuple[dict[str, np.ndarray], ...]:
         raise ValueError(f"{path} is no whole file of NVlabs' networks: {error!r}") from error
     if not found:
         raise ValueError(f"{path} holds no network")
+    warn_not_finite(path, {f"network {i}'s {name}": x for i, part in enumerate(found) for name, x in part.items()})
     return found
 
 

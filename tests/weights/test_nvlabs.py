@@ -91,6 +91,13 @@ def test_anything_else_is_refused(tmp_path, capsys, tree):
     assert "it ran" not in capsys.readouterr().out
 
 
+def test_what_a_diverged_run_left_is_said(dnnlib, tmp_path):
+    whole, broken = (network(dnnlib, {"a:0": np.float32([0, x])}) for x in (1, np.nan))
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps((whole, broken)))
+    with pytest.warns(UserWarning, match=r"w\.pkl: network 1's a holds NaN or infinite values, 1 of 2; "):
+        read_nvlabs(tmp_path / "w.pkl")
+
+
 def test_files_that_are_not_whole(dnnlib, tmp_path):
     path = tmp_path / "short.pkl"
     whole = pickle.dumps(network(dnnlib, {"a": np.ones(100, np.float32)}))
