@@ -188,6 +188,14 @@ def test_what_does_not_fit_is_named():
         from_genforce(state, model)
 
 
+def test_the_other_discriminator_is_refused_though_its_weights_fit():
+    (progan, of_progan), (stylegan, of_stylegan) = (case(f"{kind}_discriminator") for kind in ("progan", "stylegan"))
+    with pytest.raises(WeightsMismatch, match=r"StyleGAN's .* has blur=False .*; create stylegan_discriminator"):
+        from_genforce(to_genforce(stylegan, of_stylegan), progan)
+    with pytest.raises(WeightsMismatch, match=r"ProGAN's .* has blur=True .*; create progan_discriminator"):
+        from_genforce(to_genforce(progan, of_progan), stylegan)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stage_is_one_program_and_uses_its_parameters(name):
     """Two fades, one trace; gradients for what the stage uses, zeros for the rest, in the same tree."""

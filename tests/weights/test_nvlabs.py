@@ -125,6 +125,22 @@ def test_bombs_are_refused(tmp_path):
             read_nvlabs(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        ("stylegan_generator", {"constant_input": False}, "has constant_input=True, this one False; create it so"),
+        ("stylegan_generator", {"noise": False}, "has noise=True, this one False"),
+        ("progan_discriminator", {}, "has blur=True, this one False"),
+        ("progan_generator", {}, "not ProGANGenerator"),
+    ],
+)
+def test_networks_that_were_not_published_are_refused(name, fields, said):
+    model, variables = case(name, **fields)
+    for convert in (lambda: to_nvlabs(model, variables), lambda: from_nvlabs({}, model)):
+        with pytest.raises(WeightsMismatch, match=said):
+            convert()
+
+
 def test_what_is_missing_is_named():
     model, variables = case("stylegan_generator", 16)
     arrays = to_nvlabs(model, variables)
