@@ -105,6 +105,16 @@ def adversarial(
     The state is one TrainState whose `params`, `model_state` and `opt_state` hold "generator" and
     "discriminator"; `ema_params` holds "generator". Each step updates the discriminator, then the generator.
     """
+    sizes = [model.resolution for model in (generator, discriminator)]  # type: ignore[attr-defined]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"generator and discriminator grow to {sizes[0]} and {sizes[1]} pixels; give both one resolution"
+        )
+    if stage < 0 or 4 << stage > sizes[0]:
+        raise ValueError(
+            f"stage {stage} is none of networks that grow from 4 to {sizes[0]} pixels; the last is "
+            f"{sizes[0].bit_length() - 3}"
+        )
     resolution = 4 << stage
     doublings = (discriminator.resolution // resolution).bit_length() - 1  # type: ignore[attr-defined]
     latent_features: int = generator.latent_features  # type: ignore[attr-defined]

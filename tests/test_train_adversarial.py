@@ -243,6 +243,18 @@ def test_the_next_stage_starts_from_the_networks_and_fresh_moments():
     np.testing.assert_allclose(fades, [0, 0.25, 0.5, 0.75, 1, 1])
 
 
+def test_networks_and_stages_that_do_not_meet_are_named_before_hours_of_training():
+    generator, discriminator = networks("progan")
+    make = functools.partial(adversarial, loss=PROGAN_LOSS, optimizers=(adam(0.001), adam(0.001)))
+    with pytest.raises(
+        ValueError, match=rf"grow to {2 * discriminator.resolution} and {discriminator.resolution} pixels"
+    ):
+        make(generator.clone(resolution=2 * discriminator.resolution), discriminator, stage=1)
+    for stage in (-1, 9):
+        with pytest.raises(ValueError, match=rf"stage {stage} is none of networks that grow from 4 to"):
+            make(generator, discriminator, stage=stage)
+
+
 def test_conditional_networks_ask_for_labels_by_name():
     fns = functions("progan", 3)
     batch = batch_of(0)
