@@ -194,6 +194,7 @@ def main(config: Config) -> dict[str, Any]:
         raise SystemExit(
             f"{config.run} is conditional: ask it for a class; these edits are of a generator without labels"
         )
+    space_of(run, config.space)  # says at once what a generator has not
     source = pictures(config.data, 4 << run.stage)
     attributes = attributes_of(source.class_names)
     if config.attribute not in attributes.names:

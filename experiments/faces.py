@@ -92,9 +92,13 @@ def enlarged(images: np.ndarray, size: int) -> np.ndarray:
     return images.repeat(factor, 1).repeat(factor, 2)
 
 
+def drawn(source: PictureSource, count: int, seed: int) -> list[int]:
+    """Positions of pictures at random, each at most once."""
+    return [int(i) for i in np.random.default_rng(seed).permutation(len(source))[:count]]
+
+
 def reals(source: PictureSource, count: int, seed: int) -> np.ndarray:
-    order = np.random.default_rng(seed).permutation(len(source))[:count]
-    return np.stack([source[int(i)]["image"] for i in order])
+    return np.stack([source[i]["image"] for i in drawn(source, count, seed)])
 
 
 def agreement(source: PictureSource, made: np.ndarray, asked: np.ndarray, out: pathlib.Path) -> dict[str, float]:
@@ -137,6 +141,8 @@ def train_faces(
     source_of = functools.cache(lambda size: pictures(config.data, size))
     source = source_of(config.resolution)
     classes = source.num_classes if config.conditional else 0
+    if classes == 1:
+        raise DataError(f"{config.data}: --conditional needs a folder for each class, and nothing but folders in it")
     shape = {"resolution": config.resolution, "num_classes": classes} | {
         k: getattr(config, k) for k in ("base_features", "max_features")
     }

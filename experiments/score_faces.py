@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from faces import generate, open_generator, reals, sampler
+from faces import drawn, generate, open_generator, reals, sampler
 
 from jaxseg.data import pictures
 from jaxseg.features import inception_features, perceptual_distance, perceptual_features
@@ -37,7 +37,7 @@ class Config:
     run: pathlib.Path
     """A run of experiments/stylegan_faces.py or progan_faces.py."""
     data: pathlib.Path
-    """The reals; with classes, a conditional generator is asked for theirs."""
+    """The reals; a conditional generator is asked for their classes, as often as they have them."""
     samples: int = 1024
     """Images, and reals where there are as many."""
     inception: pathlib.Path | None = None
@@ -94,7 +94,12 @@ def main(config: Config) -> dict[str, Any]:
     source = pictures(config.data, 4 << run.stage)
     count = min(config.samples, len(source))
     classes = run.model.num_classes
-    labels = np.arange(count) % classes if classes else None
+    if classes and list(source.class_names) != run.described["classes"]:
+        raise SystemExit(
+            f"{config.run} knows the classes {', '.join(run.described['classes'])}, and {config.data} has "
+            f"{', '.join(source.class_names)}: name the folder that it was trained on"
+        )
+    labels = np.array(source.classes)[drawn(source, count, config.seed)] if classes else None
     made = generate(sampler(run.model, run.stage), run.variables, run.model, labels, count, config.seed)
     true = reals(source, count, config.seed)
     scores: dict[str, Any] = {"images": count, "swd": sliced_wasserstein(made, true, seed=config.seed)}

@@ -87,6 +87,11 @@ def main(config: Config) -> None:
         raise SystemExit(f"--held-out is a multiple of the batch {config.run.batch}, got {config.held_out}")
     photographs, paintings = pictures(config.content, config.size), pictures(config.style, config.size)
     n = config.held_out
+    if not 0 < n < min(len(photographs), len(paintings)):
+        raise SystemExit(
+            f"--held-out {n} of {len(photographs)} photographs and {len(paintings)} paintings: hold some out, and "
+            "leave some to train on"
+        )
 
     def part(source, positions):
         pick = lambda values: tuple(values[i] for i in positions)  # noqa: E731

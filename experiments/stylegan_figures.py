@@ -1,7 +1,7 @@
 """The figures of StyleGAN's paper (Karras et al. 2019), from a run of experiments/stylegan_faces.py.
 
     python experiments/stylegan_figures.py --run runs/stylegan --out figures
-    python experiments/stylegan_figures.py --weights stylegan_ffhq1024.pth --resolution 1024 --out figures  # genforce's
+    python experiments/stylegan_figures.py --weights stylegan_ffhq1024.pth --out figures  # genforce's
 
 Leaves mixing.png (Figure 3: sources across and down; coarse, middle, fine styles from the source above), noise.png
 (Figure 5: in all layers, none, fine, coarse), noise_std.png (Figure 4: deviation over draws), truncation.png (Figure 8:
@@ -24,7 +24,7 @@ from faces import open_generator
 
 from jaxseg.models import create_model
 from jaxseg.models.stylegan import StyleGANGenerator
-from jaxseg.weights import load_weights
+from jaxseg.weights import from_published, published_arguments
 
 PSIS = (1.0, 0.7, 0.5, 0.0, -0.5, -1.0)
 
@@ -37,8 +37,6 @@ class Config:
     """The folder of a run."""
     weights: pathlib.Path | None = None
     """Or a published generator in genforce's layout."""
-    resolution: int = 1024
-    """Of the published generator."""
     seed: int = 0
     """Of latents and noise."""
     draws: int = 100
@@ -52,10 +50,11 @@ class Config:
 def opened(config: Config):
     """The generator, its variables and the stage that it has grown to."""
     if (config.run is None) == (config.weights is None):
-        raise SystemExit("give --run, or --weights with --resolution")
+        raise SystemExit("give --run, or --weights")
     if config.weights is not None:
-        model = create_model("stylegan_generator", resolution=config.resolution)
-        return model, load_weights(config.weights, model), None
+        arguments, state = published_arguments("stylegan_generator", config.weights)
+        model = create_model(**arguments)
+        return model, from_published(state, model, where=str(config.weights)).variables, None
     run = open_generator(config.run)
     if not isinstance(run.model, StyleGANGenerator):
         raise SystemExit(f"{config.run} is a run of {run.described['model']}; these figures are StyleGAN's")
@@ -71,8 +70,12 @@ def tile(rows, path: pathlib.Path, least: int = 64) -> None:
 
 
 def main(config: Config) -> None:
+    if min(config.draws, config.frames) < 1:
+        raise SystemExit(f"--draws and --frames are 1 or more, got {config.draws} and {config.frames}")
     config.out.mkdir(parents=True, exist_ok=True)
     model, variables, stage = opened(config)
+    if model.num_classes and not 0 <= config.label < model.num_classes:
+        raise SystemExit(f"--label is a class from 0 to {model.num_classes - 1}, got {config.label}")
     layers = model.layers if stage is None else 2 * (stage + 1)
     z = jnp.asarray(np.random.default_rng(config.seed).standard_normal((8, model.latent_features)), jnp.float32)
     labels = jnp.full(8, config.label, jnp.int32) if model.num_classes else None

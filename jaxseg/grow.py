@@ -58,10 +58,14 @@ def schedule(
 
     The first stage has no fade. The last goes on until `total_kimg` thousand images in all, where that is
     given. Batches and rates are by resolution, `least_batch` and `base_rate` where there is none. Raises
-    ValueError for resolutions that are not powers of two in order.
+    ValueError for resolutions that are not powers of two in order, and numbers of images below zero or none in all.
     """
     if start < 4 or start & (start - 1) or resolution & (resolution - 1) or resolution < max(start, 8):
         raise ValueError(f"growth goes by powers of two, from 4 or more, got {start} to {resolution}")
+    if not (fade_kimg >= 0 and train_kimg >= 0):
+        raise ValueError(f"fade_kimg and train_kimg are thousands of images, got {fade_kimg} and {train_kimg}")
+    if (least := min([least_batch, *batches.values()])) < 1:
+        raise ValueError(f"a batch is at least 1 image, got {least}")
     stages, shown = [], 0.0
     for log in range(start.bit_length() - 1, resolution.bit_length()):
         size = 1 << log
@@ -71,6 +75,8 @@ def schedule(
             images = max(1000 * total_kimg - shown, images)
         batch = batches.get(size, least_batch)
         steps = -(-int(images) // batch)
+        if steps < 1:
+            raise ValueError(f"{size}x{size} would see no image: train_kimg is {train_kimg}, give it more than 0")
         stages.append(Stage(log - 2, batch, fade, steps, rates.get(size, base_rate)))
         shown += steps * batch
     return tuple(stages)

@@ -14,6 +14,7 @@ from jaxseg.models import create_model
 
 __all__ = [
     "LoadedRun",
+    "has_grown",
     "load_described",
     "load_run",
     "load_variables",
@@ -96,10 +97,21 @@ def load_run(run: str | os.PathLike) -> LoadedRun:
     return LoadedRun(*load_described(run)[:2])
 
 
+def has_grown(run: str | os.PathLike) -> bool:
+    """Whether it is the folder of a generator's run, with a run for each resolution."""
+    folder = pathlib.Path(run)
+    return not (folder / "checkpoints").is_dir() and any(folder.glob("[0-9]*/checkpoints"))
+
+
 def load_variables(run: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:
-    """The variables of a run's newest checkpoint, and the config that was saved with them, whatever it says."""
+    """The variables of a run's newest checkpoint, and the config that was saved with them, whatever it says.
+
+    Raises FileNotFoundError where there is none, and of a generator that grew, which has a run for each resolution.
+    """
     from jaxseg import checkpoint  # Orbax takes a third of a second to import
 
+    if has_grown(run):
+        raise FileNotFoundError(f"{run} is of a generator that grew: jaxseg.grow.load_generator({str(run)!r}) reads it")
     state, meta = checkpoint.restore_params(pathlib.Path(run) / "checkpoints")
     params = state.get("ema_params") or state["params"]
     config = meta.get("config")

@@ -30,7 +30,7 @@ __all__ = ["PROGAN_LOSS", "STYLEGAN_LOSS", "AdversarialLoss", "adversarial", "gr
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialLoss:
-    """What the two networks minimise, and how the generator is averaged."""
+    """What the two networks minimise, and how the generator is averaged. ValueError for numbers that no loss has."""
 
     kind: Literal["r1", "wgan-gp"]
     """Non-saturating with R1, or Wasserstein with gradient penalty and drift."""
@@ -48,6 +48,15 @@ class AdversarialLoss:
     """Images after which the average has half forgotten; None for a decay of 0.999 a step."""
     mirror: bool = True
     """Whether reals are mirrored every second time."""
+
+    def __post_init__(self) -> None:
+        if self.penalty_every < 1:
+            raise ValueError(f"penalty_every is at least 1 step, got {self.penalty_every}; penalty=0 leaves it out")
+        if self.ema_half_life is not None and not self.ema_half_life > 0:
+            raise ValueError(f"ema_half_life is a number of images above 0, or None, got {self.ema_half_life}")
+        for name in ("penalty", "drift", "auxiliary"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is a weight of 0 or more, got {getattr(self, name)}")
 
 
 PROGAN_LOSS = AdversarialLoss("wgan-gp", 10.0, drift=0.001)
@@ -96,6 +105,16 @@ def adversarial(
     The state is one TrainState whose `params`, `model_state` and `opt_state` hold "generator" and
     "discriminator"; `ema_params` holds "generator". Each step updates the discriminator, then the generator.
     """
+    sizes = [model.resolution for model in (generator, discriminator)]  # type: ignore[attr-defined]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"generator and discriminator grow to {sizes[0]} and {sizes[1]} pixels; give both one resolution"
+        )
+    if stage < 0 or 4 << stage > sizes[0]:
+        raise ValueError(
+            f"stage {stage} is none of networks that grow from 4 to {sizes[0]} pixels; the last is "
+            f"{sizes[0].bit_length() - 3}"
+        )
     resolution = 4 << stage
     doublings = (discriminator.resolution // resolution).bit_length() - 1  # type: ignore[attr-defined]
     latent_features: int = generator.latent_features  # type: ignore[attr-defined]

@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 from test_cli import jaxseg_command
 
+import jaxseg
 from jaxseg import checkpoint
 from jaxseg.cli import stylize
 from jaxseg.models import create_model
 from jaxseg.models.adain_transfer import ENCODERS, vgg16_relu4_1
+from jaxseg.runs import load_variables
 from jaxseg.weights import load_adain_transfer
 
 NARROW = functools.partial(vgg16_relu4_1, features=(3, 4, 4, 6))
@@ -65,6 +67,28 @@ def test_a_film_is_compiled_once(folder, monkeypatch, capsys):
     assert "wrote 2 images" in capsys.readouterr().out
 
 
+def test_a_frame_that_cannot_be_read_is_skipped_and_named(folder, tmp_path, capsys):
+    for name in ("1", "3"):
+        (tmp_path / f"{name}.png").write_bytes((folder / "film" / "1.png").read_bytes())
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    assert command(folder, "--out", tmp_path / "out", content=tmp_path) == 1
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["1.png", "3.png"]
+    said = capsys.readouterr()
+    assert "wrote 2 images" in said.out
+    assert "2.png: is not an image" in said.err
+
+
+def test_the_folder_that_save_model_wrote(folder, tmp_path, capsys):
+    variables, _ = load_variables(folder / "run")
+    jaxseg.save_model(tmp_path / "saved", variables, "adain_transfer", None, vgg="narrow")
+    words = (folder / "photo.png", folder / "a.png", "--weights", tmp_path / "saved", "--out", tmp_path / "out")
+    assert command(folder) == jaxseg_command("stylize", *words) == 0
+    written = [(place / "photo.png").read_bytes() for place in (folder / "out", tmp_path / "out")]
+    assert written[0] == written[1]
+    assert jaxseg_command("stylize", *words, "--encoder", folder / "vgg.pth") == 2
+    assert "is a folder with an encoder of its own; leave --encoder out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -104,6 +128,8 @@ def test_what_is_read_is_not_written_over(folder, capsys):
 def test_weights_are_asked_for(folder, capsys):
     assert jaxseg_command("stylize", folder / "photo.png", folder / "a.png") == 2
     assert "no weights: add --weights" in capsys.readouterr().err
+    assert jaxseg_command("stylize", folder / "photo.png", folder / "a.png", "--weights", folder / "nothing") == 2
+    assert "nothing: no such file or folder" in capsys.readouterr().err
     (folder / "decoder.pth").write_bytes(b"")
     assert jaxseg_command("stylize", folder / "photo.png", folder / "a.png", "--weights", folder / "decoder.pth") == 2
     assert "add --encoder" in capsys.readouterr().err

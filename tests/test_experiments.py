@@ -1,5 +1,6 @@
 """Each experiment runs for a few steps on tiny data of its own layout."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -7,10 +8,13 @@ import pathlib
 import sys
 
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
+from models.test_generation import NARROW, case
 from PIL import Image
 
+import jaxseg
 from jaxseg.backbones.vgg import VGG
 from jaxseg.cli import main
 from jaxseg.data import DataError
@@ -145,9 +149,55 @@ def test_style_transfer_trains_and_draws_its_grid(tmp_path, monkeypatch):
     config = style_transfer.Config(
         tmp_path / "content", tmp_path / "style", tmp_path / "vgg.npz", run, size=18, crop=16, held_out=8
     )
+    for held_out in (0, 24):
+        with pytest.raises(SystemExit, match=rf"--held-out {held_out} of 24 photographs and 24 paintings: hold some"):
+            style_transfer.main(dataclasses.replace(config, held_out=held_out))
     style_transfer.main(config)
     with Image.open(tmp_path / "run" / "grid.png") as grid:
         assert grid.size == (4 * 18, 7 * 18)
+
+
+def test_one_class_is_no_condition(tmp_path):
+    write_pictures(tmp_path / "faces", [*(f"{c}/{j}.png" for c in "ab" for j in range(36)), "sheet.png"], (8, 8), 0)
+    progan = load("progan_faces")
+    with pytest.raises(DataError, match="faces: --conditional needs a folder for each class"):
+        progan.main(progan.Config(tmp_path / "faces", tmp_path / "run", conditional=True))
+
+
+def test_scores_are_of_images_whose_classes_are_the_reals(tmp_path, monkeypatch):
+    """A conditional generator is asked for each real's class: rare ones rarely."""
+    write_pictures(tmp_path / "faces", [*(f"a/{j}.png" for j in range(20)), "b/0.png", "b/1.png"], (8, 8), 0)
+    scores, asked = load("score_faces"), []
+    run = scores.open_generator.__annotations__["return"](
+        jaxseg.create_model("stylegan_generator", 2, resolution=8), {}, 1, {"classes": ["a", "b"]}
+    )
+    monkeypatch.setattr(scores, "open_generator", lambda path: run)
+    monkeypatch.setattr(scores, "generate", lambda *a: asked.append(a[3]) or np.zeros((a[4], 8, 8, 3), np.uint8))
+    scores.main(scores.Config(tmp_path / "run", tmp_path / "faces", samples=30))
+    source = jaxseg.data.pictures(tmp_path / "faces", 8)
+    shown = [np.array([source[i]["image"] for i in range(22) if source.classes[i] == c]) for c in (0, 1)]
+    of_reals = [int(any(np.array_equal(x, y) for y in shown[1])) for x in scores.reals(source, 22, 0)]
+    assert asked[0].tolist() == of_reals
+    assert sum(of_reals) == 2
+    run.described["classes"] = ["a", "c"]
+    with pytest.raises(SystemExit, match=r"knows the classes a, c, and .*faces has a, b: name the folder"):
+        scores.main(scores.Config(tmp_path / "run", tmp_path / "faces", samples=30))
+
+
+def test_figures_open_a_published_generator_of_any_resolution(tmp_path, monkeypatch):
+    model, variables = case("stylegan_generator", 16, 3)
+    jaxseg.save_weights(tmp_path / "g.safetensors", model, variables)
+    monkeypatch.setitem(MODELS, "stylegan_generator", functools.partial(MODELS["stylegan_generator"], **NARROW))
+    figures = load("stylegan_figures")
+    found, loaded, stage = figures.opened(figures.Config(tmp_path / "out", weights=tmp_path / "g.safetensors"))
+    assert (found, stage) == (model, None)
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded, variables))
+    for words, said in (
+        ({"label": 3}, "--label is a class from 0 to 2, got 3"),
+        ({"frames": 0}, "are 1 or more, got 100"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            figures.main(figures.Config(tmp_path / "out", weights=tmp_path / "g.safetensors", **words))
 
 
 @pytest.mark.slow

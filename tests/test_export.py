@@ -24,9 +24,10 @@ from jaxseg.cli import detect as cli_detect
 from jaxseg.cli import export as cli_export
 from jaxseg.cli import main
 from jaxseg.cli.export import _example
+from jaxseg.cli.trained import load_trained
 from jaxseg.export import export_onnx, export_stablehlo, forward, run_artifact
 from jaxseg.ops.boxes import Proposals
-from jaxseg.weights import save_model, to_published
+from jaxseg.weights import save_model, save_weights, to_published
 
 RESNET = functools.partial(resnet50, depths=(1, 1, 2, 2), features=(4, 8, 12, 16))
 # the operations whose form goes by the size: transposed convolutions and crops, unpooling, resizing, adaptive pooling
@@ -211,6 +212,18 @@ def test_the_command_exports_a_generator(tmp_path, capsys):
     assert command(*words) == 0
     assert "float32[n,512] int32[n] -> (1, 16, 16, 3)" in capsys.readouterr().out
     assert model.num_classes == 3
+
+
+@pytest.mark.parametrize("publisher", [None, "jaxseg"])
+def test_a_generators_file_says_its_resolution(publisher, tmp_path, monkeypatch):
+    model, variables = case("stylegan_generator", 16, 3)
+    save_weights(tmp_path / "g.safetensors", model, variables, publisher)
+    fields = NARROW if publisher is None else NARROW | {"resolution": 16}
+    constructor = functools.partial(jaxseg.MODELS["stylegan_generator"], **fields)
+    monkeypatch.setitem(jaxseg.MODELS, "stylegan_generator", constructor)
+    found = load_trained("stylegan_generator", tmp_path / "g.safetensors", None if publisher is None else 3, None)
+    assert found.model == model
+    assert jax.tree.all(jax.tree.map(np.array_equal, found.variables, variables))
 
 
 def test_what_proposes_nothing_takes_proposals(tmp_path):

@@ -42,7 +42,7 @@ def blank_state(classes):
 def test_a_file_says_which_network_it_is_of():
     assert not from_inception(blank_state(1000)).model.fid
     state = blank_state(1008)
-    assert from_inception(state).model.fid
+    assert from_inception({f"module.{name}": array for name, array in state.items()}).model.fid
     state["Mixed_9.weight"] = state.pop("Mixed_5b.branch_pool.conv.weight")
     state["Mixed_7c.branch1x1.bn.bias"] = np.zeros(3)
     with pytest.raises(

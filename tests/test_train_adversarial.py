@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from jaxseg import parallel
+from jaxseg.cli.trained import load_trained
 from jaxseg.data import pictures
 from jaxseg.fit import Run
 from jaxseg.grow import Stage, adam, grow, load_generator, schedule
 from jaxseg.models import create_model
+from jaxseg.runs import load_run
 from jaxseg.train_adversarial import PROGAN_LOSS, STYLEGAN_LOSS, adversarial, grown
 
 NARROW = {"resolution": 8, "base_features": 16, "max_features": 4}
@@ -162,6 +164,19 @@ def test_schedules():
     for start, end in ((6, 16), (16, 8), (4, 4), (4, 48)):
         with pytest.raises(ValueError, match="powers of two"):
             schedule(start, end)
+    for numbers in ({"fade_kimg": -1.0}, {"train_kimg": float("nan")}, {"least_batch": -3}, {"batches": {8: 0}}):
+        with pytest.raises(ValueError, match=r"thousands of images, got|a batch is at least 1 image, got"):
+            schedule(8, 16, **numbers)
+    with pytest.raises(ValueError, match=r"8x8 would see no image: train_kimg is 0"):
+        schedule(8, 16, train_kimg=0.0)
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"penalty_every": 0}, {"ema_half_life": 0.0}, {"penalty": -1.0}, {"drift": float("nan")}]
+)
+def test_numbers_that_no_loss_has_are_named(numbers):
+    with pytest.raises(ValueError, match=rf"{next(iter(numbers))} is .*, got {next(iter(numbers.values()))}"):
+        dataclasses.replace(STYLEGAN_LOSS, **numbers)
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +220,9 @@ def test_growth_resumes_in_the_middle_of_a_fade(faces, tmp_path):
     assert load_generator(tmp_path / "whole")[1]["stage"] == 1
     with pytest.raises(FileNotFoundError, match="holds no run that grew"):
         load_generator(tmp_path)
+    for read in (load_run, lambda run: load_trained(str(run), None, None, None)):
+        with pytest.raises(FileNotFoundError, match=r"whole is of a generator that grew: jaxseg\.grow\.load_generator"):
+            read(tmp_path / "whole")
 
 
 def test_the_next_stage_starts_from_the_networks_and_fresh_moments():
@@ -223,6 +241,18 @@ def test_the_next_stage_starts_from_the_networks_and_fresh_moments():
         assert all(np.isfinite(x) for x in metrics.values())
     assert update._cache_size() == 1  # the fade, and what comes after it
     np.testing.assert_allclose(fades, [0, 0.25, 0.5, 0.75, 1, 1])
+
+
+def test_networks_and_stages_that_do_not_meet_are_named_before_hours_of_training():
+    generator, discriminator = networks("progan")
+    make = functools.partial(adversarial, loss=PROGAN_LOSS, optimizers=(adam(0.001), adam(0.001)))
+    with pytest.raises(
+        ValueError, match=rf"grow to {2 * discriminator.resolution} and {discriminator.resolution} pixels"
+    ):
+        make(generator.clone(resolution=2 * discriminator.resolution), discriminator, stage=1)
+    for stage in (-1, 9):
+        with pytest.raises(ValueError, match=rf"stage {stage} is none of networks that grow from 4 to"):
+            make(generator, discriminator, stage=stage)
 
 
 def test_conditional_networks_ask_for_labels_by_name():

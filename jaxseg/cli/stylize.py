@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 import pathlib
+import sys
 from typing import Annotated
 
 import jax
@@ -19,7 +20,8 @@ from jaxseg.data import IMAGE_SUFFIXES, DataError, read_image
 from jaxseg.models.adain_transfer import ENCODERS, LEAST, AdaINTransfer
 from jaxseg.ops.color import match_colors
 from jaxseg.runs import load_variables
-from jaxseg.weights import load_adain_transfer
+from jaxseg.weights import load_adain_transfer, load_model
+from jaxseg.weights.folder import description
 
 __all__ = ["Stylize", "stylize_command", "stylizer"]
 
@@ -33,9 +35,10 @@ class Stylize:
     styles: tyro.conf.Positional[tuple[pathlib.Path, ...]]
     """One painting or several."""
     weights: pathlib.Path | None = None
-    """The folder of a run of experiments/style_transfer.py, or pytorch-AdaIN's decoder.pth with --encoder."""
+    """The folder of a run of experiments/style_transfer.py or of `jaxseg.save_model`, or pytorch-AdaIN's decoder.pth
+    with --encoder."""
     encoder: pathlib.Path | None = None
-    """pytorch-AdaIN's vgg_normalised.pth, or torchvision's VGG-19."""
+    """pytorch-AdaIN's vgg_normalised.pth, or torchvision's VGG-19; a folder has its own."""
     out: pathlib.Path = pathlib.Path("stylized")
     """Folder for NAME.png, of the content's size."""
     alpha: float = 1.0
@@ -106,7 +109,16 @@ def _model(config: Stylize) -> tuple[AdaINTransfer, PyTree]:
             "no weights: add --weights with the folder of a run of experiments/style_transfer.py, or pytorch-AdaIN's "
             "decoder.pth and --encoder vgg_normalised.pth"
         )
+    if not config.weights.exists():
+        raise FileNotFoundError(f"--weights {config.weights}: no such file or folder")
     if config.weights.is_dir():
+        if config.encoder is not None:
+            raise ValueError(f"{config.weights} is a folder with an encoder of its own; leave --encoder out")
+        if not (config.weights / "checkpoints").is_dir() and description(config.weights) is not None:
+            described = load_model(config.weights)
+            if not isinstance(described.model, AdaINTransfer):
+                raise ValueError(f"{config.weights} is of {type(described.model).__name__}, not of adain_transfer")
+            return described.model, described.variables
         variables, trained = load_variables(config.weights)
         if trained.get("model") != "adain_transfer" or trained.get("encoder") not in list(ENCODERS):
             raise ValueError(f"{config.weights} is a run of {trained.get('model')}, not of adain_transfer")
@@ -159,12 +171,22 @@ def stylize_command(config: Annotated[Stylize, tyro.conf.arg(name="")]) -> int:
     run = stylizer(model, variables, preserve_color=config.preserve_color)
     weights = jnp.array(config.style_weights) if config.style_weights else None
     config.out.mkdir(parents=True, exist_ok=True)
+    failures: list[str] = []
     with bar("stylizing") as progress:
         for done, path in enumerate(files, 1):
-            content = _image(path, config.size)
+            try:
+                content = _image(path, config.size)
+            except DataError as error:
+                if len(files) == 1:
+                    raise
+                failures += error.problems
+                continue
             masks = _regions(config.masks, content.shape[:2]) if config.masks else None
             image = run(content, styles, weights, masks, config.alpha)
             Image.fromarray(np.asarray(image)).save(config.out / f"{path.stem}.png")
             progress(done, len(files))
-    print(f"wrote {len(files)} image{'s' * (len(files) > 1)} to {config.out}")
-    return 0
+    count = len(files) - len(failures)
+    print(f"wrote {count} image{'s' * (count != 1)} to {config.out}")
+    for problem in failures:
+        print(f"skipped {problem}", file=sys.stderr)
+    return 1 if failures else 0

@@ -11,9 +11,10 @@ from jaxtyping import PyTree
 from jaxseg.cli.arguments import nearest_model
 from jaxseg.data import voc_palette
 from jaxseg.models import MODELS, create_model, scores_classes
-from jaxseg.runs import load_described
+from jaxseg.runs import has_grown, load_described
 from jaxseg.weights import from_published, load_model, load_weights, published_arguments
 from jaxseg.weights.folder import read_json
+from jaxseg.weights.published import GENERATION
 
 __all__ = ["Trained", "demand_classes", "load_trained"]
 
@@ -41,11 +42,12 @@ def demand_classes(where: pathlib.Path, count: int | None, classes: int | None) 
 
 
 def _of_file(name: str, weights: pathlib.Path, classes: int | None, size: tuple[int, int]) -> Trained:
-    """The model as the publisher of the file has it; a generator as its name says."""
-    if not scores_classes(name):
+    """The model as the publisher of the file has it, and a generator of its resolution."""
+    generates = not scores_classes(name) and isinstance(create_model(name), GENERATION)
+    if not scores_classes(name) and not generates:
         model = create_model(name, classes)
         return Trained(model, load_weights(weights, model), size, voc_palette(max(classes or 0, 2)))
-    arguments, state = published_arguments(name, weights)
+    arguments, state = published_arguments(name, weights, classes if generates else None)
     demand_classes(weights, arguments["num_classes"], classes)
     model = create_model(**arguments)
     loaded = from_published(state, model, where=str(weights))
@@ -78,7 +80,7 @@ def load_trained(name: str, weights: pathlib.Path | None, classes: int | None, s
         if name in MODELS:
             raise ValueError(f"{name} is a model without weights; add --weights, or name the folder of a run")
         weights = pathlib.Path(name)
-        if not (weights / "checkpoints").is_dir() and not _described(weights):
+        if not (weights / "checkpoints").is_dir() and not _described(weights) and not has_grown(weights):
             near = "" if os.sep in name or weights.exists() else f"; of models: {nearest_model(name)}"
             raise FileNotFoundError(f"{name} is not the folder of a run (it holds no checkpoints){near}")
     elif name not in MODELS:
@@ -89,7 +91,7 @@ def load_trained(name: str, weights: pathlib.Path | None, classes: int | None, s
         return _of_file(name, weights, classes, size or (512, 512))
     if _described(weights):
         return _of_folder(name, weights, classes, size or (512, 512))
-    if not (weights / "checkpoints").is_dir():
+    if not (weights / "checkpoints").is_dir() and not has_grown(weights):
         raise FileNotFoundError(f"--weights {weights} is the folder of no run (checkpoints) and no model (model.json)")
     model, variables, trained = load_described(weights)
     demand_classes(weights, trained["num_classes"], classes)

@@ -105,8 +105,8 @@ def perceptual_path_length(
     generate: Callable[[np.ndarray], Any],
     distance: Callable[[Any, Any], Any],
     first: Float[np.ndarray, "n d"],
-    second: Float[np.ndarray, "n d"],
-    at: Float[np.ndarray, "n"],
+    second: Float[np.ndarray, "m d"],
+    at: Float[np.ndarray, "_"],
     *,
     spherical: bool = False,
     epsilon: float = 1e-4,
@@ -116,9 +116,16 @@ def perceptual_path_length(
     `distance` is perceptual (LPIPS on VGG-16, published) and quadratic in small differences; `at` is t of each
     pair, uniform in [0, 1] for the full path and 0 for its ends. w is interpolated linearly, z spherically. As
     in the published code what lies below the first hundredth or above the last is left out. In float32 a step of
-    1e-4 is near the images' rounding; give `generate` latents of the accuracy that it can see.
+    1e-4 is near the images' rounding; give `generate` latents of the accuracy that it can see. Raises ValueError for
+    latents that make no pairs, or are zero on a sphere, and a step that is none.
     """
     first, second = _rows(first, second, least=1)
+    if len(first) != len(second) or np.shape(at) != (len(first),):
+        raise ValueError(f"pairs are as many firsts, seconds and t: got {len(first)}, {len(second)}, {np.shape(at)}")
+    if not epsilon > 0:
+        raise ValueError(f"epsilon is a step above 0, got {epsilon}")
+    if spherical and not (first.any(1).all() and second.any(1).all()):
+        raise ValueError("a latent of zero lies on no sphere; draw others, or spherical=False")
     ends = []
     for t in (np.asarray(at, np.float64)[:, None], np.asarray(at, np.float64)[:, None] + epsilon):
         between = _spherical(first, second, t) if spherical else first + t * (second - first)

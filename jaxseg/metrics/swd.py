@@ -22,7 +22,7 @@ def _smooth(x: Float[np.ndarray, "n h w c"], gain: float = 1.0) -> Float[np.ndar
 def laplacian_pyramid(images: UInt8[np.ndarray, "n h w c"], least: int = 16) -> list[Float[np.ndarray, "n _ _ c"]]:
     """Differences between an image and its smoothed half, doubled again; the last level is the image itself."""
     levels = [images.astype(np.float32)]
-    while min(levels[-1].shape[1:3]) // 2 >= least:
+    while min(levels[-1].shape[1:3]) // 2 >= max(least, 1):
         smaller = _smooth(levels[-1])[:, ::2, ::2]
         spread = np.zeros_like(levels[-1])
         spread[:, ::2, ::2] = smaller
@@ -33,6 +33,8 @@ def laplacian_pyramid(images: UInt8[np.ndarray, "n h w c"], least: int = 16) -> 
 
 def _patches(x: np.ndarray, size: int, count: int, rng: np.random.Generator) -> Float[np.ndarray, "m d"]:
     n, h, w, c = x.shape
+    if min(h, w) < size:
+        raise ValueError(f"a level of the pyramid of {h}x{w} pixels holds no patch of {size}; use least={size}")
     rows, cols = (rng.integers(0, side - size + 1, (n, count)) for side in (h, w))
     offset = np.arange(size)
     picked = x[
@@ -59,13 +61,17 @@ def sliced_wasserstein(
     Patches of `patch` pixels, each channel standardised over all of them, are projected on random directions;
     the distance between two sets of numbers is the mean difference of the sorted ones. Two draws from one set
     do not have distance zero: it falls with the number of images. Raises ValueError for two sets that differ
-    in size, or are smaller than a patch, and for no directions.
+    in size, are empty, or are smaller than a patch at some level, and for no directions or patches.
     """
-    if directions < 1:
-        raise ValueError(f"sliced_wasserstein needs at least one direction, got {directions}")
-    if images.shape != reals.shape:
+    if directions < 1 or patches_an_image < 1:
         raise ValueError(
-            f"sliced_wasserstein needs as many images as reals, of one size: {images.shape}, {reals.shape}"
+            f"sliced_wasserstein needs at least one direction and one patch an image, got {directions} and "
+            f"{patches_an_image}"
+        )
+    if images.shape != reals.shape or images.ndim != 4 or not len(images):
+        raise ValueError(
+            "sliced_wasserstein needs as many images as reals, of one size, (n, h, w, c) with n of 1 or more: got "
+            f"{images.shape} and {reals.shape}"
         )
     if min(images.shape[1:3]) < patch:
         raise ValueError(f"sliced_wasserstein takes patches of {patch} pixels from images of {images.shape[1:3]}")

@@ -77,6 +77,7 @@ from jaxseg.models.unet_encoder import (
     unet_resnet152,
     unet_vgg16_bn,
 )
+from jaxseg.ops.adain import Convention
 
 __all__ = [
     "DETECTORS",
@@ -267,6 +268,8 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
         if field in ("backbone", "encoder"):
             _demand_backbone(name, fields[field])
         fields[field] = _tuples(fields[field])
+        if field == "convention":  # of AdaIN
+            fields[field] = Convention(*fields[field])
     return constructor(**fields)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.models.adain_transfer import AdaINTransfer
 from jaxseg.weights.files import read_weights
-from jaxseg.weights.vgg import WeightsMismatch, load_encoder
+from jaxseg.weights.vgg import WeightsMismatch, bare_entries, load_encoder
 
 __all__ = ["from_pytorch_adain", "load_adain_transfer", "normalize_encoder", "to_pytorch_adain"]
 
@@ -51,7 +51,7 @@ def from_pytorch_adain(
     What lies deeper than relu4_1 in the encoder's file is left out. Raises WeightsMismatch with the names of
     what is missing, unexpected or misshapen.
     """
-    flat = dict(traverse_util.flatten_dict(dict(variables)))
+    flat, state = dict(traverse_util.flatten_dict(dict(variables))), bare_entries(state)
     names = {
         f"{place}.{theirs}": (*path, ours)
         for place, path in _places(flat, part)
@@ -114,7 +114,7 @@ def load_adain_transfer(
         fresh = model.vgg(depths=(1,), features=(1,)).init(jax.random.key(0), image, train=False)
         variables["params"]["encoder"]["conv0"] = fresh["params"]["conv0"]
     if encoder is not None:
-        state = read_weights(encoder)
+        state = bare_entries(read_weights(encoder))
         if "0.weight" in state:
             variables = from_pytorch_adain(state, variables, "encoder", where=str(encoder))
         else:

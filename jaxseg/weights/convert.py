@@ -118,7 +118,9 @@ def published_arguments(
         fields = described | fields
     state = read_weights(file)
     model: Any = create_model(name, num_classes or 1, **fields)
-    if isinstance(model, GENERATION) and not any(entry.startswith("params/") for entry in state):
+    if isinstance(model, GENERATION):
+        if any(entry.startswith("params/") for entry in state):  # our own names, which say nothing
+            return {"name": name, "num_classes": num_classes or 0, **fields}, state
         state = dict(network_of(state, model))
         found = genforce_fields(state)
         count = max(found.pop("num_classes") - (getattr(model, "condition", "") == "auxiliary"), 0)  # less the score

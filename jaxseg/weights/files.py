@@ -2,18 +2,23 @@
 
 import math
 import pathlib
+import warnings
 import zipfile
+from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxseg.weights.pth import read_pth
 
-__all__ = ["read_weights"]
+__all__ = ["read_weights", "warn_not_finite"]
 
 
 # An archive of weights may expand as far, and to so many bytes in any case; deflate's bombs do a thousandfold
 RATIO = 32
 FREE = 2**26
+# Where training checkpoints have their weights, the averaged ones first
+WRAPPERS = ("state_dict_ema", "model_ema", "params_ema", "state_dict", "model", "models", "params")
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -67,8 +72,8 @@ def _holds_arrays(tree: dict) -> bool:
 
 def _read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
     tree = read_pth(path)
-    for key in ("state_dict", "model", "models"):  # training checkpoints wrap it
-        if isinstance(tree, dict) and isinstance(tree.get(key), dict):
+    for key in WRAPPERS:
+        if isinstance(tree, dict) and isinstance(tree.get(key), dict) and tree[key]:
             tree = tree[key]
     if not isinstance(tree, dict):
         tree = {}
@@ -81,8 +86,29 @@ def _read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
     return tree
 
 
+def warn_not_finite(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
+    """Warns, with the first one's name, where arrays of a file hold NaN or infinite values."""
+    bad = []
+    room = max(RATIO * path.stat().st_size, FREE)  # views may repeat what the file holds, however often
+    for name, array in state.items():
+        room -= array.nbytes
+        if room < 0:
+            break
+        if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
+            bad.append(name)
+    if bad:
+        count, size = np.count_nonzero(~np.isfinite(state[bad[0]])), state[bad[0]].size
+        more = f", and so {'does' if len(bad) == 2 else 'do'} {len(bad) - 1} more" if len(bad) > 1 else ""
+        warnings.warn(
+            f"{path}: {bad[0]} holds NaN or infinite values, {count} of {size}{more}; a run that diverged leaves "
+            "such a file: outputs will not be finite, take an earlier checkpoint",
+            stacklevel=3,
+        )
+
+
 READERS = {
     ".pth": _read_state_dict,
+    ".tar": _read_state_dict,  # .pth.tar, as PyTorch's examples write
     ".pt": _read_state_dict,
     ".bin": _read_state_dict,
     ".safetensors": _read_safetensors,
@@ -91,9 +117,10 @@ READERS = {
 
 
 def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Arrays by name, from a `.pth`, `.pt` or `.bin` (read without PyTorch), `.safetensors` or `.npz` file.
+    """Arrays by name, from a `.pth`, `.pth.tar`, `.pt`, `.bin` (without PyTorch), `.safetensors` or `.npz` file.
 
-    Of a checkpoint with several networks each one's name comes first: `generator.` and `discriminator.`
+    Of a training checkpoint they are the averaged weights, where it has some. Of one with several networks each one's
+    name comes first: `generator.` and `discriminator.` Warns, with the first one's name, of arrays that are not finite.
 
     Raises ValueError for another suffix, or a file that is not whole or expands beyond reason; `UnsafePickle` as
     `read_pth`; OSError for one that is not there.
@@ -103,4 +130,6 @@ def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: weights come as {', '.join(READERS)}, not {path.suffix or 'without suffix'}")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file of weights")
-    return READERS[path.suffix](path)
+    state = READERS[path.suffix](path)
+    warn_not_finite(path, state)
+    return state

@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from jaxseg.models.progan import GrowingDiscriminator, ProGANGenerator
 from jaxseg.models.stylegan import StyleGANGenerator
-from jaxseg.weights.vgg import WeightsMismatch
+from jaxseg.weights.vgg import WeightsMismatch, bare_entries
 
 __all__ = ["blank_variables", "from_genforce", "genforce_fields", "genforce_has", "network_of", "to_genforce"]
 
@@ -121,9 +121,13 @@ def _discriminator(model: GrowingDiscriminator) -> Iterator[tuple[str, Entry]]:
 
 
 def genforce_has(model: nn.Module) -> bool:
-    """Whether such a network has a layout there: ProGAN with blur and a discriminator with class planes have none."""
-    planes = isinstance(model, GrowingDiscriminator) and model.condition == "planes" and model.num_classes
-    return not planes and not (isinstance(model, ProGANGenerator) and model.blur)
+    """Whether such a network has a layout there.
+
+    ProGAN with blur has none, nor a discriminator with class planes or half of what StyleGAN's differs by.
+    """
+    if isinstance(model, GrowingDiscriminator):
+        return model.blur == model.pool_first and not (model.condition == "planes" and model.num_classes)
+    return not (isinstance(model, ProGANGenerator) and model.blur)
 
 
 def genforce_fields(state: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -159,11 +163,15 @@ def blank_variables(model: nn.Module) -> dict[str, Any]:
 
 
 def network_of(state: Mapping[str, np.ndarray], model: nn.Module) -> Mapping[str, np.ndarray]:
-    """Of a checkpoint with several networks the model's: of generators the averaged one, where there is one."""
+    """The model's arrays by genforce's names, without DataParallel's prefix.
+
+    Of a checkpoint with several networks, and of generators, the averaged one, where there is one.
+    """
     discriminates = isinstance(model, GrowingDiscriminator)
+    state = bare_entries(state)
     for network in ("discriminator.",) if discriminates else ("generator_smooth.", "generator."):
         if any(name.startswith(network) for name in state):
-            return {name.removeprefix(network): array for name, array in state.items() if name.startswith(network)}
+            return bare_entries({n.removeprefix(network): a for n, a in state.items() if n.startswith(network)})
     return state
 
 
@@ -172,15 +180,30 @@ def _constant(name: str) -> bool:
     return name.endswith("lod") or name.endswith("blur.kernel")
 
 
+def _demand_blur(state: Mapping[str, np.ndarray], model: nn.Module, where: str) -> None:
+    """Raises where a discriminator's weights would fit and its scores would not be the publisher's."""
+    kernels = any(name.endswith("blur.kernel") for name in state)
+    if not isinstance(model, GrowingDiscriminator) or not (kernels or "lod" in state):  # NVlabs' has neither
+        return
+    if (model.blur, model.pool_first) != (kernels, kernels):
+        kind, other = ("StyleGAN", "stylegan_discriminator") if kernels else ("ProGAN", "progan_discriminator")
+        raise WeightsMismatch(
+            f"{where} is {kind}'s discriminator, with blur={kernels} and pool_first={kernels}, and this one has "
+            f"blur={model.blur} and pool_first={model.pool_first}; create {other}"
+        )
+
+
 def from_genforce(
     state: Mapping[str, np.ndarray], model: nn.Module, *, where: str = "the state_dict"
 ) -> dict[str, Any]:
     """Variables of a ProGAN or StyleGAN network with the values of genforce's state_dict.
 
     The published checkpoints hold a generator, its average and a discriminator: `network_of` takes the model's.
-    Raises WeightsMismatch with the names of what is missing, unexpected or misshapen.
+    Raises WeightsMismatch with the names of what is missing, unexpected or misshapen, and for a discriminator of
+    the other kind, whose weights have the same names and shapes.
     """
     state = network_of(state, model)
+    _demand_blur(state, model, where)
     entries, shapes = _entries(model), traverse_util.flatten_dict(blank_variables(model))
     given = {name: array for name, array in state.items() if not _constant(name)}
     flat, misshapen = {}, []

@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from jaxseg.backbones.inception_v3 import InceptionV3
 from jaxseg.weights.files import read_weights
-from jaxseg.weights.vgg import BATCH_NORM, WeightsMismatch
+from jaxseg.weights.vgg import BATCH_NORM, WeightsMismatch, bare_entries
 
 __all__ = ["LoadedInception", "from_inception", "load_inception"]
 
@@ -32,6 +32,7 @@ def from_inception(state: Mapping[str, np.ndarray], *, where: str = "the state_d
     The auxiliary classifier is left out. Raises WeightsMismatch with the names of what is missing, unexpected or
     misshapen.
     """
+    state = bare_entries(state)
     if "fc.weight" not in state:
         raise WeightsMismatch(f"{where} is no Inception-v3's: it has no fc.weight")
     classes = len(state["fc.weight"])
@@ -40,7 +41,7 @@ def from_inception(state: Mapping[str, np.ndarray], *, where: str = "the state_d
     shapes = jax.eval_shape(lambda k, x: model.init(k, x, train=False), jax.random.key(0), image)
     flat = traverse_util.flatten_dict(dict(shapes))
     names = {".".join((*path[1:-1], FIELDS[path[0], path[-1]])): path for path in flat}
-    given = {k: v for k, v in state.items() if not k.startswith("AuxLogits.") and not k.endswith("num_batches_tracked")}
+    given = {name: array for name, array in state.items() if not name.startswith("AuxLogits.")}
     filled, misshapen = {}, []
     for name in sorted(names.keys() & given.keys()):
         array = np.asarray(given[name], np.float32)

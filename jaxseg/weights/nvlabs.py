@@ -16,11 +16,15 @@ import numpy as np
 
 from jaxseg.models.progan import GrowingDiscriminator
 from jaxseg.models.stylegan import StyleGANGenerator
+from jaxseg.weights.files import warn_not_finite
 from jaxseg.weights.genforce import from_genforce, to_genforce
 from jaxseg.weights.unpickle import Name, PlainUnpickler, UnsafePickle
 from jaxseg.weights.vgg import WeightsMismatch
 
 __all__ = ["from_nvlabs", "read_nvlabs", "to_nvlabs"]
+
+
+GENERATOR = {"constant_input": True, "noise": True}  # of the published configuration, F
 
 
 class _Object:
@@ -163,8 +167,8 @@ def _variables(network: _Network) -> dict[str, np.ndarray]:
 def read_nvlabs(path: str | pathlib.Path) -> tuple[dict[str, np.ndarray], ...]:
     """Arrays by TensorFlow's names, of each network in the file: generator, discriminator, averaged generator.
 
-    Names are as `4x4/Const/const`, `Dense0/weight`, `dlatent_avg`. Raises `UnsafePickle`, having run nothing,
-    for a file that asks for anything else, and ValueError for one that is not whole.
+    Names are as `4x4/Const/const`, `Dense0/weight`, `dlatent_avg`. Warns as `read_weights`. Raises `UnsafePickle`,
+    having run nothing, for a file that asks for anything else, and ValueError for one that is not whole.
     """
     path = pathlib.Path(path)
     try:
@@ -179,6 +183,7 @@ def read_nvlabs(path: str | pathlib.Path) -> tuple[dict[str, np.ndarray], ...]:
         raise ValueError(f"{path} is no whole file of NVlabs' networks: {error!r}") from error
     if not found:
         raise ValueError(f"{path} holds no network")
+    warn_not_finite(path, {f"network {i}'s {name}": x for i, part in enumerate(found) for name, x in part.items()})
     return found
 
 
@@ -228,6 +233,12 @@ def _turned(name: str, array: np.ndarray, to: tuple[int, int, int, int]) -> np.n
 def _demand_stylegan(model: nn.Module) -> None:
     if not isinstance(model, StyleGANGenerator | GrowingDiscriminator):
         raise WeightsMismatch(f"NVlabs published StyleGAN's networks in this form, not {type(model).__name__}")
+    wanted = {"blur": True, "pool_first": True} if isinstance(model, GrowingDiscriminator) else GENERATOR
+    for field, value in wanted.items():
+        if getattr(model, field) != value:
+            raise WeightsMismatch(
+                f"NVlabs' {type(model).__name__} has {field}={value}, this one {getattr(model, field)}; create it so"
+            )
 
 
 def from_nvlabs(variables: Mapping[str, np.ndarray], model: nn.Module) -> dict[str, Any]:

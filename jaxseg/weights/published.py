@@ -24,7 +24,7 @@ from jaxseg.weights.genforce import from_genforce, genforce_has, to_genforce
 from jaxseg.weights.semseg import SEMSEG
 from jaxseg.weights.smp import SMP
 from jaxseg.weights.torchvision import TORCHVISION, Publisher
-from jaxseg.weights.vgg import WeightsMismatch, from_torchvision, to_torchvision, vgg_names
+from jaxseg.weights.vgg import WeightsMismatch, bare_entries, from_torchvision, to_torchvision, vgg_names
 
 __all__ = [
     "Loaded",
@@ -122,10 +122,7 @@ def _publishers(model: nn.Module) -> list[Any]:
 def _entries(publisher: Any, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The file's arrays without DataParallel's prefix, counters and the names of older versions."""
     entries = {}
-    for name, array in state.items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        name = name.removeprefix("module.")
+    for name, array in bare_entries(state).items():
         for pattern, replacement in publisher.renamed:
             name = re.sub(pattern, replacement, name)
         entries[name] = array
@@ -297,8 +294,9 @@ def load_weights(
 ) -> dict[str, Any]:
     """Variables of `model` from a published checkpoint, whose publisher is found by the names in it.
 
-    `path` is a `.pth`, `.pt`, `.bin` or `.safetensors` file, or a folder with one: segmentation-models-pytorch's
-    of the hub, or `jaxseg convert`'s. Where it scores another number of classes, everything but the head is
+    `path` is a `.pth`, `.pth.tar`, `.pt`, `.bin` or `.safetensors` file, or a folder with one:
+    segmentation-models-pytorch's of the hub, or `jaxseg convert`'s. Values that are not finite load with a warning
+    that names the first tensor of them. Where it scores another number of classes, everything but the head is
     loaded, with a warning that says so; the head is that of `variables`, or zero. Raises WeightsMismatch, with
     the names, where an entry is missing, unexpected or misshapen, or a folder describes another model;
     ValueError and UnsafePickle as `read_weights`.

@@ -13,7 +13,7 @@ from flax import traverse_util
 from jaxseg.backbones.vgg import RGB_MEAN, RGB_STD
 from jaxseg.weights.files import read_weights
 
-__all__ = ["WeightsMismatch", "from_torchvision", "load_encoder", "to_torchvision", "vgg_names"]
+__all__ = ["WeightsMismatch", "bare_entries", "from_torchvision", "load_encoder", "to_torchvision", "vgg_names"]
 
 # the mean that Caffe's VGG subtracts
 CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)
@@ -110,9 +110,9 @@ def _fill(flat: dict[Path, Any], names: Mapping[str, Path], state: Mapping[str, 
         raise WeightsMismatch(f"{where} does not fit this VGG: {lists}")
 
 
-def _entries(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The file's arrays without DataParallel's prefix and counters."""
-    kept = {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
+def bare_entries(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The file's arrays without DataParallel's prefix, and counters of batches and of averaged models."""
+    kept = {name: array for name, array in state.items() if not name.endswith(("num_batches_tracked", "n_averaged"))}
     return {name.removeprefix("module."): array for name, array in kept.items()}
 
 
@@ -123,7 +123,7 @@ def from_torchvision(state: Mapping[str, np.ndarray], variables: Mapping[str, An
     """
     flat = dict(traverse_util.flatten_dict(dict(variables)))
     names = dict(vgg_names(flat, batch_norm="batch_stats" in variables))
-    _fill(flat, names, _entries(state), "the state_dict")
+    _fill(flat, names, bare_entries(state), "the state_dict")
     return traverse_util.unflatten_dict(flat)
 
 
@@ -181,7 +181,7 @@ def load_encoder(path: str | pathlib.Path, variables: Mapping[str, Any]) -> dict
     Raises WeightsMismatch, with the names, where an entry is missing, unexpected or misshapen; ValueError and
     UnsafePickle as `read_weights`.
     """
-    state = _entries(read_weights(path))
+    state = bare_entries(read_weights(path))
     if any("/kernel_OIHW" in name for name in state):
         state = _from_caffe(state)
     flat = dict(traverse_util.flatten_dict(dict(variables)))

@@ -86,6 +86,14 @@ def test_path_length_of_a_linear_generator_is_that_of_its_chords():
     arcs = np.arccos(cosines) ** 2
     ours = perceptual_path_length(lambda x: x, squared, first, second, at, spherical=True)
     np.testing.assert_allclose(ours, arcs.mean(), rtol=1e-4)
+    for words, said in (
+        ({"epsilon": 0.0}, "epsilon is a step above 0, got 0.0"),
+        ({"at": at[:3]}, r"pairs are as many .* \(3,\)"),
+        ({"second": second[:7]}, "pairs are as many firsts, seconds and t: got 40, 7"),
+        ({"first": first * 0, "spherical": True}, "a latent of zero lies on no sphere"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            perceptual_path_length(lambda x: x, squared, **{"first": first, "second": second, "at": at} | words)
 
 
 @pytest.mark.parametrize(("n", "kept"), [(2, slice(0, 2)), (101, slice(1, 100)), (256, slice(2, 254))])

@@ -61,3 +61,12 @@ def test_sets_that_do_not_fit():
         sliced_wasserstein(draws(0, 4), draws(0, 8), seed=0)
     with pytest.raises(ValueError, match="patches of 7 pixels"):
         sliced_wasserstein(draws(0, 4, 4), draws(0, 4, 4), seed=0)
+    for least in (0, 4):
+        with pytest.raises(
+            ValueError, match=r"a level of the pyramid of \dx\d pixels holds no patch of 7; use least=7"
+        ):
+            sliced_wasserstein(draws(0, 4, 16), draws(0, 4, 16), seed=0, least=least, directions=1)
+    with pytest.raises(ValueError, match=r"n of 1 or more: got \(0, "):
+        sliced_wasserstein(draws(0, 0), draws(0, 0), seed=0)
+    with pytest.raises(ValueError, match="one patch an image, got 512 and 0"):
+        sliced_wasserstein(draws(0, 4), draws(0, 4), seed=0, patches_an_image=0)

@@ -171,6 +171,10 @@ def test_published_files_there_and_back(tmp_path):
     np.savez(tmp_path / "decoder.npz", **parts["decoder"])
     loaded = load_adain_transfer(model, encoder=tmp_path / "encoder.npz", decoder=tmp_path / "decoder.npz")
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded, variables))
+    for part, state in parts.items():  # as DataParallel names them
+        np.savez(tmp_path / f"{part}_parallel.npz", **{f"module.{name}": array for name, array in state.items()})
+    files = {part: tmp_path / f"{part}_parallel.npz" for part in parts}
+    assert jax.tree.all(jax.tree.map(np.array_equal, load_adain_transfer(model, **files), variables))
     del parts["decoder"]["8.bias"]
     parts["decoder"]["5.weight"] = np.zeros((8, 8, 1, 1), np.float32)
     np.savez(tmp_path / "decoder.npz", **parts["decoder"], other=np.zeros(1))

@@ -163,6 +163,8 @@ def test_of_several_networks_the_one_that_is_asked_for(smooth, tmp_path):
         state |= {
             f"{network}.{entry}": array for entry, array in named.items() if smooth or network != "generator_smooth"
         }
+    if smooth:  # as DataParallel names them
+        state = {".module.".join(entry.split(".", 1)): array for entry, array in state.items()}
     np.savez(tmp_path / "checkpoint.npz", **state)
     for name in NAMES[2:]:
         model, variables = case(name)
@@ -176,12 +178,22 @@ def test_of_several_networks_the_one_that_is_asked_for(smooth, tmp_path):
 def test_what_does_not_fit_is_named():
     model, variables = case("progan_generator")
     state = to_genforce(model, variables)
+    parallel = {f"module.{name}": array for name, array in state.items()}
+    assert jax.tree.all(jax.tree.map(np.array_equal, from_genforce(parallel, model), variables))
     state["layer9.weight"] = state.pop("layer1.weight")
     state["output0.weight"] = np.zeros((3, 5, 1, 1), np.float32)
     with pytest.raises(
         WeightsMismatch, match=r"at 16x16: missing: layer1\.weight; unexpected: layer9\.weight; misshapen: output0"
     ):
         from_genforce(state, model)
+
+
+def test_the_other_discriminator_is_refused_though_its_weights_fit():
+    (progan, of_progan), (stylegan, of_stylegan) = (case(f"{kind}_discriminator") for kind in ("progan", "stylegan"))
+    with pytest.raises(WeightsMismatch, match=r"StyleGAN's .* has blur=False .*; create stylegan_discriminator"):
+        from_genforce(to_genforce(stylegan, of_stylegan), progan)
+    with pytest.raises(WeightsMismatch, match=r"ProGAN's .* has blur=True .*; create progan_discriminator"):
+        from_genforce(to_genforce(progan, of_progan), stylegan)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,6 +13,7 @@ import jaxseg
 from jaxseg.cli import main
 from jaxseg.layers import GroupNorm
 from jaxseg.models.pspnet import pool_of
+from jaxseg.ops.adain import OFFICIAL
 from jaxseg.ops.pooling import adaptive_average_pool, adaptive_max_pool
 from jaxseg.weights import (
     WeightsMismatch,
@@ -186,7 +187,11 @@ NETWORKS = [
     ("progan_discriminator", 0, {}),
     ("progan_discriminator", 3, {}),
 ]
-OWN = [("progan_generator", 0, LATENT | {"blur": True}), ("stylegan_discriminator", 3, {"condition": "planes"})]
+OWN = [
+    ("progan_generator", 0, LATENT | {"blur": True}),
+    ("stylegan_discriminator", 3, {"condition": "planes"}),
+    ("progan_discriminator", 0, {"blur": True}),
+]
 
 
 def drawn(model):
@@ -225,10 +230,11 @@ def test_a_style_transfer_is_saved_with_its_encoder(tmp_path):
             jax.random.key(0),
         ),
     )
-    jaxseg.save_model(tmp_path / "out", variables, "adain_transfer", None, vgg="vgg16")
-    found, loaded = jaxseg.load_model(tmp_path / "out")
-    assert found.vgg is model.vgg
-    assert_equal(loaded, variables)
+    for fields in ({"vgg": "vgg16"}, {"vgg": "vgg16", "convention": OFFICIAL}):
+        jaxseg.save_model(tmp_path / "out", variables, "adain_transfer", None, **fields)
+        found, loaded = jaxseg.load_model(tmp_path / "out")
+        assert found == jaxseg.create_model("adain_transfer", **fields)
+        assert_equal(loaded, variables)
     save_file({"0.weight": np.zeros((3, 3, 1, 1), np.float32)}, tmp_path / "decoder.safetensors")
     with pytest.raises(WeightsMismatch, match=r"two files: .*load_adain_transfer"):
         load_weights(tmp_path / "decoder.safetensors", model)

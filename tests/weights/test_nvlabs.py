@@ -91,6 +91,13 @@ def test_anything_else_is_refused(tmp_path, capsys, tree):
     assert "it ran" not in capsys.readouterr().out
 
 
+def test_what_a_diverged_run_left_is_said(dnnlib, tmp_path):
+    whole, broken = (network(dnnlib, {"a:0": np.float32([0, x])}) for x in (1, np.nan))
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps((whole, broken)))
+    with pytest.warns(UserWarning, match=r"w\.pkl: network 1's a holds NaN or infinite values, 1 of 2; "):
+        read_nvlabs(tmp_path / "w.pkl")
+
+
 def test_files_that_are_not_whole(dnnlib, tmp_path):
     path = tmp_path / "short.pkl"
     whole = pickle.dumps(network(dnnlib, {"a": np.ones(100, np.float32)}))
@@ -116,6 +123,22 @@ def test_bombs_are_refused(tmp_path):
         path.write_bytes(pickled)
         with pytest.raises(ValueError, match=r"bomb\.pkl"):
             read_nvlabs(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        ("stylegan_generator", {"constant_input": False}, "has constant_input=True, this one False; create it so"),
+        ("stylegan_generator", {"noise": False}, "has noise=True, this one False"),
+        ("progan_discriminator", {}, "has blur=True, this one False"),
+        ("progan_generator", {}, "not ProGANGenerator"),
+    ],
+)
+def test_networks_that_were_not_published_are_refused(name, fields, said):
+    model, variables = case(name, **fields)
+    for convert in (lambda: to_nvlabs(model, variables), lambda: from_nvlabs({}, model)):
+        with pytest.raises(WeightsMismatch, match=said):
+            convert()
 
 
 def test_what_is_missing_is_named():

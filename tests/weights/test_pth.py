@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import sys
+import warnings
 import zipfile
 import zlib
 
@@ -344,6 +345,9 @@ def test_read_weights_by_suffix(tmp_path):
     for tree in (several, {"models": several}):
         path = write_zip(tmp_path / "w.pt", dumps(tree), [x])
         assert list(read_weights(path)) == ["generator.a.weight", "discriminator.a.weight"]
+    averaged = {"params": {"raw": state["a.weight"]}, "params_ema": state}
+    path = write_zip(tmp_path / "w_iter_9.pth.tar", dumps(averaged), [x])
+    assert list(read_weights(path)) == ["a.weight"]
     save_file({"a": np.ones(2, np.float32)}, tmp_path / "w.safetensors")
     np.testing.assert_array_equal(read_weights(tmp_path / "w.safetensors")["a"], 1)
     np.savez(tmp_path / "w.npz", a=np.ones(2))
@@ -390,3 +394,38 @@ def test_what_torch_writes(tmp_path, new):
     assert read["size"] == (4, 6)
     for name, value in tree["state"].items():
         np.testing.assert_array_equal(read["state"][name], value.numpy())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz"])
+def test_what_a_diverged_run_left_is_said_and_read(tmp_path, suffix):
+    """With the first tensor's name, and once however many there are."""
+    path, half = tmp_path / f"w{suffix}", ml_dtypes.bfloat16 if suffix == ".safetensors" else np.float16
+    arrays = {"a": np.ones(3), "b": np.array([0, np.nan, -np.inf]), "c": np.array([np.inf])}
+    arrays = {"a_step": np.arange(2)} | {name: array.astype(half) for name, array in arrays.items()}
+    for count in (4, 2):
+        arrays = dict(list(arrays.items())[:count])
+        if suffix == ".pth":
+            kinds = {"i": "LongStorage", "f": "HalfStorage"}
+            storages = {name: Storage(name, array, kinds[array.dtype.kind]) for name, array in arrays.items()}
+            tree = {name: Tensor(storage, 0, storage.array.shape, (1,)) for name, storage in storages.items()}
+            write_zip(path, dumps(tree), storages.values())
+        elif suffix == ".npz":
+            np.savez(path, **arrays)
+        else:
+            save_file(arrays, path)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert read_weights(path).keys() == arrays.keys()
+        assert len(said) == (count == 4)
+        if said:
+            message = str(said[0].message)
+            assert f"w{suffix}: b holds NaN or infinite values, 2 of 3, and so does 1 more; " in message
+
+
+def test_views_that_repeat_a_file_are_not_looked_through_for_ever(tmp_path, monkeypatch):
+    seen, isfinite = [], np.isfinite
+    monkeypatch.setattr(np, "isfinite", lambda array: seen.append(array.nbytes) or isfinite(array))
+    x = Storage("0", np.zeros(1, np.float32))
+    state = {str(i): Tensor(x, 0, (2**24,), (0,)) for i in range(1000)}
+    assert len(read_weights(write_zip(tmp_path / "w.pth", dumps(state), [x]))) == 1000
+    assert sum(seen) <= 2**26
