@@ -26,7 +26,7 @@ from jaxseg.weights.published import (
     recognize,
     save_weights,
 )
-from jaxseg.weights.vgg import WeightsMismatch
+from jaxseg.weights.wrapped import WeightsMismatch
 
 __all__ = ["LoadedModel", "convert", "load_model", "published_arguments", "save_model"]
 

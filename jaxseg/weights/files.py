@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 
 from jaxseg.weights.pth import read_pth
+from jaxseg.weights.wrapped import averaged
 
 __all__ = ["read_weights"]
 
@@ -65,16 +66,26 @@ def _holds_arrays(tree: dict) -> bool:
     return all(isinstance(name, str) and isinstance(value, np.ndarray) for name, value in tree.items())
 
 
+def _networks(tree: dict) -> dict[str, dict[str, np.ndarray]]:
+    return {name: part for name, part in tree.items() if isinstance(part, dict) and part and _holds_arrays(part)}
+
+
+def _inside(tree: dict) -> dict | None:
+    """What a training checkpoint wraps: the average of the weights, where it is as whole as they are, or they."""
+    plain = [tree[key] for key in ("state_dict", "model", "models") if isinstance(tree.get(key), dict)]
+    networks = _networks(tree)
+    copies = [networks[key] for key in averaged(map(str, tree)) if key in networks]
+    whole = [copy for copy in copies if not plain or len(copy) >= len(plain[0])]
+    return next(iter([*whole, *plain]), None)
+
+
 def _read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
     tree = read_pth(path)
-    for key in ("state_dict", "model", "models"):  # training checkpoints wrap it
-        if isinstance(tree, dict) and isinstance(tree.get(key), dict):
-            tree = tree[key]
+    while isinstance(tree, dict) and (inside := _inside(tree)) is not None:
+        tree = inside
     if not isinstance(tree, dict):
         tree = {}
-    if networks := {
-        name: part for name, part in tree.items() if isinstance(part, dict) and part and _holds_arrays(part)
-    }:
+    if networks := _networks(tree):
         tree = {f"{network}.{name}": array for network, part in networks.items() for name, array in part.items()}
     if not tree or not _holds_arrays(tree):
         raise ValueError(f"{path} holds no state_dict: names with one tensor each")
@@ -85,15 +96,18 @@ READERS = {
     ".pth": _read_state_dict,
     ".pt": _read_state_dict,
     ".bin": _read_state_dict,
+    ".ckpt": _read_state_dict,  # Lightning's
+    ".tar": _read_state_dict,  # `.pth.tar`, which is none
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,
 }
 
 
 def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Arrays by name, from a `.pth`, `.pt` or `.bin` (read without PyTorch), `.safetensors` or `.npz` file.
+    """Arrays by name, from `.pth`, `.pt`, `.bin`, `.ckpt` or `.pth.tar` (read without PyTorch), `.safetensors`, `.npz`.
 
-    Of a checkpoint with several networks each one's name comes first: `generator.` and `discriminator.`
+    Of a checkpoint with several networks each one's name comes first: `generator.` and `discriminator.`; of weights
+    and their average, `model` and `model_ema`, it is the average.
 
     Raises ValueError for another suffix, or a file that is not whole or expands beyond reason; `UnsafePickle` as
     `read_pth`; OSError for one that is not there.

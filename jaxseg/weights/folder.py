@@ -13,7 +13,7 @@ from flax.errors import FlaxError
 
 from jaxseg.backbones import BACKBONES
 from jaxseg.models import create_model
-from jaxseg.weights.vgg import WeightsMismatch
+from jaxseg.weights.wrapped import WeightsMismatch
 
 __all__ = ["demand_described", "describing", "description", "read_json", "smp_model", "weights_file"]
 

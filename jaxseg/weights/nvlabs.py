@@ -18,7 +18,7 @@ from jaxseg.models.progan import GrowingDiscriminator
 from jaxseg.models.stylegan import StyleGANGenerator
 from jaxseg.weights.genforce import from_genforce, to_genforce
 from jaxseg.weights.unpickle import Name, PlainUnpickler, UnsafePickle
-from jaxseg.weights.vgg import WeightsMismatch
+from jaxseg.weights.wrapped import WeightsMismatch
 
 __all__ = ["from_nvlabs", "read_nvlabs", "to_nvlabs"]
 

@@ -24,7 +24,8 @@ from jaxseg.weights.genforce import from_genforce, genforce_has, to_genforce
 from jaxseg.weights.semseg import SEMSEG
 from jaxseg.weights.smp import SMP
 from jaxseg.weights.torchvision import TORCHVISION, Publisher
-from jaxseg.weights.vgg import WeightsMismatch, from_torchvision, to_torchvision, vgg_names
+from jaxseg.weights.vgg import from_torchvision, to_torchvision, vgg_names
+from jaxseg.weights.wrapped import WeightsMismatch, unwrapped
 
 __all__ = [
     "Loaded",
@@ -119,13 +120,12 @@ def _publishers(model: nn.Module) -> list[Any]:
     return found
 
 
-def _entries(publisher: Any, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The file's arrays without DataParallel's prefix, counters and the names of older versions."""
+def _entries(
+    publisher: Any, state: Mapping[str, np.ndarray], names: Mapping[str, Path], where: str
+) -> dict[str, np.ndarray]:
+    """The file's arrays without wrappers, counters and the names of older versions."""
     entries = {}
-    for name, array in state.items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        name = name.removeprefix("module.")
+    for name, array in unwrapped(state, names, where).items():
         for pattern, replacement in publisher.renamed:
             name = re.sub(pattern, replacement, name)
         entries[name] = array
@@ -178,13 +178,13 @@ def _fit(state: Mapping[str, np.ndarray], model: nn.Module, shapes: Mapping[Path
     """The publisher with whose names the file shares most."""
     own = any(name.startswith("params/") for name in state)
     candidates = [
-        _Fit(publisher, _names(publisher, model, shapes), _entries(publisher, state))
+        _Fit(publisher, names, _entries(publisher, state, names, where))
         for publisher in ([JAXSEG] if own else _publishers(model))
+        for names in [_names(publisher, model, shapes)]
     ]
     best = max(candidates, key=lambda fit: len(fit.names.keys() & fit.entries.keys()))
     if not best.names.keys() & best.entries.keys():
-        found = {name.removeprefix("module.") for name in state}
-        others = [names for sign, names in SIGNS.items() if any(name.startswith(sign) for name in found)]
+        others = [names for sign, names in SIGNS.items() if any(f".{sign}" in f".{name}" for name in state)]
         raise WeightsMismatch(
             f"{where} is none of {', '.join(fit.publisher.name for fit in candidates)}'s {type(model).__name__}: it "
             f"has {', '.join(sorted(state)[:3])} ..., and {best.publisher.name}'s has "
@@ -226,7 +226,8 @@ def from_published(
     if isinstance(model, VGG | VGGClassifier):
         blank = traverse_util.unflatten_dict(_shapes(model))
         if isinstance(model, VGG):  # which has no use for fc6 and deeper
-            state = {n: a for n, a in state.items() if not n.removeprefix("module.").startswith("classifier.")}
+            state = unwrapped(state, dict(vgg_names(_shapes(model), batch_norm=model.norm is not None)), where)
+            state = {name: array for name, array in state.items() if not name.startswith("classifier.")}
         return Loaded(from_torchvision(state, blank), "torchvision", None)
     own = any(name.startswith("params/") for name in state)
     if isinstance(model, GENERATION) and not own:
@@ -297,11 +298,12 @@ def load_weights(
 ) -> dict[str, Any]:
     """Variables of `model` from a published checkpoint, whose publisher is found by the names in it.
 
-    `path` is a `.pth`, `.pt`, `.bin` or `.safetensors` file, or a folder with one: segmentation-models-pytorch's
-    of the hub, or `jaxseg convert`'s. Where it scores another number of classes, everything but the head is
-    loaded, with a warning that says so; the head is that of `variables`, or zero. Raises WeightsMismatch, with
-    the names, where an entry is missing, unexpected or misshapen, or a folder describes another model;
-    ValueError and UnsafePickle as `read_weights`.
+    `path` is a file that `read_weights` reads, or a folder with one: segmentation-models-pytorch's of the hub, or
+    `jaxseg convert`'s. What training put before the names (`module.`, `model.`) is no part of them, and of weights
+    and their moving average (`ema`) the average is taken. Where it scores another number of classes, everything
+    but the head is loaded, with a warning that says so; the head is that of `variables`, or zero. Raises
+    WeightsMismatch, with the names, where an entry is missing, unexpected or misshapen, or a folder describes another
+    model; ValueError and UnsafePickle as `read_weights`.
     """
     loaded = load_published(path, model, variables)
     if loaded.left_out:
