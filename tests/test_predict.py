@@ -131,6 +131,10 @@ def test_scores_on_a_source_are_those_of_its_pixels():
     np.testing.assert_allclose(scores["miou"], want.miou)
     np.testing.assert_allclose([scores[f"iou/{k}"] for k in range(3)], want.iou_per_class)
     assert told == [(1, 2), (2, 2)]
+    for label in (3, -1):  # 3 * truth + 3 would be another pair of classes
+        found[1][labels[1] != 255] = label
+        with pytest.raises(ValueError, match=rf"^1: predicted label\(s\) {label} to {label}, and the source has 3"):
+            score(lambda image: found[image[0, 0, 0]], Pairs())
 
 
 def test_valid_unet_covers_every_pixel_in_tiles():

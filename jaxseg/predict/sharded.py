@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PyTree, UInt8
 
 from jaxseg.data.augment import normalize
 from jaxseg.data.canvas import MEAN_COLOUR
-from jaxseg.metrics.confusion import two_class_logits
+from jaxseg.ops.logits import two_class_logits
 from jaxseg.parallel import Placement
 from jaxseg.predict.whole import compiled_logits, logits_size
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 
 from jaxseg.data.augment import normalize
 from jaxseg.data.canvas import Fit, fit_geometry, fit_image
-from jaxseg.metrics.confusion import two_class_logits
+from jaxseg.ops.logits import two_class_logits
 
 __all__ = [
     "batch_predictor",
