@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree, UInt8
 
 from jaxseg.data.augment import normalize
-from jaxseg.data.canvas import MEAN_COLOUR
+from jaxseg.data.canvas import MEAN_COLOUR, photograph
 from jaxseg.ops.logits import two_class_logits
 from jaxseg.parallel import Placement
 from jaxseg.predict.whole import compiled_logits, logits_size
@@ -74,6 +74,7 @@ def sharded_predictor(
     def predict(images: Sequence[np.ndarray]) -> list[np.ndarray]:
         if not 0 < len(images) <= batch:
             raise ValueError(f"this predictor takes 1 to {batch} images at once, got {len(images)}")
+        images = [photograph(image) for image in images]
         size = (max(x.shape[0] for x in images), max(x.shape[1] for x in images))
         canvas = np.empty((batch, *canvas_of(size), 3), np.uint8)
         canvas[:] = MEAN_COLOUR

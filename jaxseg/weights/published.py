@@ -331,7 +331,8 @@ def to_published(model: nn.Module, variables: Mapping[str, Any], publisher: str 
     """Arrays by the publisher's names and in PyTorch's layout.
 
     `publisher` chooses where there are several, and may be "jaxseg": the paths and layouts of `variables`
-    themselves, which is also what a model gets whose weights nobody published.
+    themselves, which is also what a model gets whose weights nobody published. Raises WeightsMismatch where
+    `variables` are not those of the model.
     """
     if isinstance(model, VGG | VGGClassifier) and publisher != JAXSEG.name:
         return {name: np.ascontiguousarray(array) for name, array in to_torchvision(variables).items()}
@@ -340,6 +341,14 @@ def to_published(model: nn.Module, variables: Mapping[str, Any], publisher: str 
     own = isinstance(model, (*GENERATION, AdaINTransfer))
     chosen = JAXSEG if own and publisher in (None, JAXSEG.name) else _chosen(model, publisher)
     flat = traverse_util.flatten_dict(dict(variables))
+    shapes = {path: x.shape for path, x in _shapes(model).items()}
+    if wrong := [
+        path for path in shapes.keys() | flat.keys() if path not in flat or shapes.get(path) != flat[path].shape
+    ]:
+        shown = ", ".join(sorted("/".join(path) for path in wrong)[:5])
+        raise WeightsMismatch(
+            f"these are not the variables of this {type(model).__name__}: {len(wrong)} differ, {shown}"
+        )
     names = _names(chosen, model, flat)
     return {chosen.prefix + name: _to_torch(chosen, np.asarray(flat[path])) for name, path in names.items()}
 
