@@ -71,7 +71,7 @@ def sharded_predictor(
         found = jnp.argmax(two_class_logits(output.logits), -1)
         return found.astype(jnp.uint8 if output.logits.shape[-1] <= 256 else jnp.int32)
 
-    def predict(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def predict(images: Sequence[Any]) -> list[np.ndarray]:
         if not 0 < len(images) <= batch:
             raise ValueError(f"this predictor takes 1 to {batch} images at once, got {len(images)}")
         images = [photograph(image) for image in images]

@@ -253,7 +253,7 @@ def sliding_predictor(
 
     options: Any = {"stride": stride, "scales": scales, "base": base, "batch": batch}
 
-    def predict(image: np.ndarray) -> np.ndarray:
+    def predict(image: Any) -> np.ndarray:
         image = photograph(image)
         sideways = image.shape[1] > image.shape[0]
         apply: Any = functools.partial(probabilities, variables)

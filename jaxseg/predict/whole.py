@@ -128,7 +128,7 @@ def batch_predictor(
     output_size = logits_size(apply, variables, size)
     with_variables: Any = functools.partial(apply, jax.device_put(variables))
 
-    def whole(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def whole(images: Sequence[Any]) -> list[np.ndarray]:
         if not 0 < len(images) <= batch:
             raise ValueError(f"this predictor takes 1 to {batch} images at once, got {len(images)}")
         images = [photograph(image) for image in images]
