@@ -24,6 +24,8 @@ def _prefix(state: Iterable[str], names: Collection[str], where: str) -> str:
     for entry in state:
         starts = (0, *(dot.end() for dot in re.finditer(r"\.", entry)))
         found.update(entry[:start] for start in starts if entry[start:] in names)
+    for prefix in [p for p in found if p.split(".")[-2:-1] in (["backbone"], ["encoder"], ["body"])]:
+        del found[prefix]  # a part of a whole model is no model in a wrapper
     most = max(found.values(), default=0)
     copies = [prefix for prefix, count in found.items() if count == most]
     if 2 * most < len(names) or "" in copies:
