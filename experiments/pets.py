@@ -19,7 +19,7 @@ from jaxseg.data import flip, oxford_pets, scale_crop
 from jaxseg.fit import Run, fit, training_feed
 from jaxseg.losses import cross_entropy
 from jaxseg.predict import predictor, score
-from jaxseg.pretrained import start_from
+from jaxseg.pretrained import fields_of, start_from
 from jaxseg.report import finish_run
 from jaxseg.runs import load_run, model_config, model_from_config
 from jaxseg.train import adamw_cosine, supervised
@@ -45,7 +45,8 @@ class Config:
 
 def main(config: Config) -> None:
     train, test = oxford_pets(config.data, "trainval"), oxford_pets(config.data, "test")
-    described = model_config(config.model, train.num_classes, config.size, train.class_names, train.palette)
+    fields = fields_of(config.weights, config.model)
+    described = model_config(config.model, train.num_classes, config.size, train.class_names, train.palette, **fields)
     model = model_from_config(described)
     fns = supervised(
         model,

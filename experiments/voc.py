@@ -20,7 +20,7 @@ from jaxseg.data import flip, rotate, scale_crop, voc
 from jaxseg.fit import Run, fit, training_feed
 from jaxseg.losses import cross_entropy
 from jaxseg.predict import score, sliding_predictor
-from jaxseg.pretrained import start_from
+from jaxseg.pretrained import fields_of, start_from
 from jaxseg.report import finish_run
 from jaxseg.runs import load_run, model_config, model_from_config
 from jaxseg.train import sgd_poly, slower, supervised
@@ -46,7 +46,8 @@ class Config:
 
 def main(config: Config) -> None:
     train, val = voc(config.data, "trainaug", config.sbd), voc(config.data, "val")
-    described = model_config(config.model, train.num_classes, config.size, train.class_names, train.palette)
+    fields = fields_of(config.weights, config.model)
+    described = model_config(config.model, train.num_classes, config.size, train.class_names, train.palette, **fields)
     model = model_from_config(described)
     fns = supervised(
         model,

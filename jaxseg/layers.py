@@ -53,7 +53,8 @@ class BatchNorm(nn.Module):
     """Batch normalisation over the global batch (Ioffe and Szegedy 2015).
 
     Statistics, and the running averages `batch_stats/{mean,var}`, are float32 where the compute dtype is less.
-    As in Caffe and PyTorch the running variance is the unbiased one. `x` is `[..., C]`.
+    As in Caffe and PyTorch the running variance is the unbiased one. `x` is `[..., C]`. Raises ValueError, as PyTorch
+    does, where one value a channel is all there is to train on: less its mean it is 0, whatever the image.
     """
 
     momentum: float = 0.9
@@ -73,7 +74,13 @@ class BatchNorm(nn.Module):
             mean = batch_mean(x32.mean(axes))
             var = batch_mean(jnp.square(x32 - mean).mean(axes))
             if not self.is_initializing():
-                n = batch_sum(jnp.float32(x.size // x.shape[-1]))
+                count = batch_sum(x.size // x.shape[-1])  # of a Python number a static one
+                if count == 1:
+                    raise ValueError(
+                        f"{'/'.join(self.path)} has one value a channel to train on, of one image at one place: "
+                        "train on 2 images or more at once, or with another norm"
+                    )
+                n = jnp.float32(count)
                 unbiased = var * (n / jnp.maximum(n - 1, 1))
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased

@@ -67,12 +67,12 @@ def _backbone_from(path: pathlib.Path, model: nn.Module, variables: PyTree) -> P
     return {c: _put(tree, place, loaded[c]) if c in loaded else tree for c, tree in variables.items()}
 
 
-def fields_of(path: pathlib.Path, name: str) -> dict[str, Any]:
+def fields_of(path: pathlib.Path | None, name: str) -> dict[str, Any]:
     """Fields in which the model at `path`, a published checkpoint or a converted one, differs from that of the name.
 
-    None of them for a run or a backbone alone. Raises ValueError and OSError as `read_weights`.
+    None of them for a run, a backbone alone or no path. Raises ValueError and OSError as `read_weights`.
     """
-    if (path / "checkpoints").is_dir() or path.suffix == ".npz":
+    if path is None or (path / "checkpoints").is_dir() or path.suffix == ".npz":
         return {}
     try:
         arguments, _ = published_arguments(name, path)

@@ -15,6 +15,7 @@ from jaxseg.models import create_model
 __all__ = [
     "LoadedRun",
     "has_grown",
+    "is_described",
     "load_described",
     "load_run",
     "load_variables",
@@ -55,7 +56,7 @@ def model_from_config(config: Mapping[str, Any]) -> nn.Module:
     return create_model(config["model"], config["num_classes"], **fields)
 
 
-def _is_described(config: Any) -> bool:
+def is_described(config: Any) -> bool:
     """Whether it is what `model_config` gives."""
     match config:
         case {"model": str(), "num_classes": int(n), "fields": dict(), "size": [int(h), int(w)], "palette": list(rows)}:
@@ -78,7 +79,7 @@ def load_described(run: str | os.PathLike) -> tuple[nn.Module, PyTree, dict[str,
     describe a model, as that of a run without `model_config`.
     """
     variables, config = load_variables(run)
-    if not _is_described(config):
+    if not is_described(config):
         raise ValueError(
             f"{run} does not say which model it holds: its config lacks what jaxseg.runs.model_config gives, as the "
             "config of `fit`, or is damaged"

@@ -13,8 +13,9 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from jaxseg.data.augment import normalize
-from jaxseg.metrics.confusion import confusion_matrix, mean_iou, named_scores, two_class_logits
+from jaxseg.metrics.confusion import confusion_matrix, mean_iou, named_scores
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
+from jaxseg.ops.logits import two_class_logits
 
 __all__ = [
     "TrainFns",

@@ -96,6 +96,28 @@ def test_load_run_is_the_trained_model(run):
     assert logits.shape == (1, 16, 32, 2)
 
 
+def test_a_run_converts_to_a_folder_that_predicts_as_it_does(run, photos, tmp_path, capsys):
+    assert jaxseg_command("convert", "unet_small", run, "--out", tmp_path / "f") == 0
+    assert f"wrote the weights of {run}, a unet_small" in capsys.readouterr().out
+    model, variables = jaxseg.load_model(tmp_path / "f")
+    ours, trained = jaxseg.load_run(run)
+    assert model == ours
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, trained))
+    for name, folder in (("a", run), ("b", tmp_path / "f")):
+        words = ("predict", folder, photos / "val" / "images" / "photo7.png", "--out", tmp_path / name)
+        assert jaxseg_command(*words) == 0
+    for what in ("labels", "palette"):
+        a, b = ((tmp_path / name / f"photo7_{what}.png").read_bytes() for name in "ab")
+        assert a == b
+    assert jaxseg_command("convert", "unet", run, "--out", tmp_path / "g") == 2
+    assert f"{run} holds unet_small, not unet; name that model" in capsys.readouterr().err
+    assert jaxseg_command("convert", "unet_small", run, "--out", tmp_path / "g", "--classes", 3) == 2
+    assert not (tmp_path / "g").exists()
+    for load in (jaxseg.load_model, lambda folder: jaxseg.load_weights(folder, model)):
+        with pytest.raises(FileNotFoundError, match=r"it is a run's: jaxseg\.load_run opens it, and `jaxseg convert`"):
+            load(run)
+
+
 @pytest.mark.parametrize(
     "change",
     [

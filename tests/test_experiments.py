@@ -6,6 +6,7 @@ import importlib.util
 import json
 import pathlib
 import sys
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -20,8 +21,9 @@ from jaxseg.cli import main
 from jaxseg.data import DataError
 from jaxseg.fit import Run
 from jaxseg.layers import BatchNorm
-from jaxseg.models import MODELS, SegmentationOutput
+from jaxseg.models import MODELS, SegmentationOutput, create_model
 from jaxseg.runs import load_run
+from jaxseg.weights import save_weights
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 sys.path.append(str(pathlib.Path(__file__).parent / "data"))
@@ -91,6 +93,29 @@ def test_a_benchmark_trains_scores_and_tabulates(name, make, shown, tmp_path, ca
     assert shown in capsys.readouterr().out
     assert (tmp_path / "run" / "predictions.png").exists()
     assert (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "make"), [("voc", make_voc), ("cityscapes", make_cityscapes), ("ade20k", make_ade20k), ("pets", make_pets)]
+)
+def test_a_benchmark_starts_from_a_file_with_the_fields_that_it_has(name, make, tmp_path, monkeypatch):
+    """As `jaxseg train --weights` does: here the file has no auxiliary head."""
+    model = create_model("deeplabv3_mobilenet_v3_large", 3, aux=None)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    save_weights(tmp_path / "w.safetensors", model, variables)
+    experiment, made = load(name), []
+    monkeypatch.setattr(experiment, "supervised", lambda model, **_: made.append(model))
+    monkeypatch.setattr(experiment, "fit", lambda *_, **__: SimpleNamespace(stopped=True))
+    folders = make(tmp_path)
+    data = {"data": folders} if isinstance(folders, pathlib.Path) else dict(zip(("data", "sbd"), folders, strict=True))
+    run = Run(steps=2, batch=8, out=tmp_path / "run")
+    words = {"run": run, "model": "deeplabv3_mobilenet_v3_large", "weights": tmp_path / "w.safetensors"}
+    experiment.main(experiment.Config(**data, **words))
+    assert made[0].aux is None
+    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
+        experiment.main(experiment.Config(**data, run=run, weights=tmp_path / "none.pth"))
 
 
 class TinyUNet(nn.Module):

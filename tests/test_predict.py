@@ -131,6 +131,34 @@ def test_scores_on_a_source_are_those_of_its_pixels():
     np.testing.assert_allclose(scores["miou"], want.miou)
     np.testing.assert_allclose([scores[f"iou/{k}"] for k in range(3)], want.iou_per_class)
     assert told == [(1, 2), (2, 2)]
+    for label in (3, -1):  # 3 * truth + 3 would be another pair of classes
+        found[1][labels[1] != 255] = label
+        with pytest.raises(ValueError, match=rf"^1: predicted label\(s\) {label} to {label}, and the source has 3"):
+            score(lambda image: found[image[0, 0, 0]], Pairs())
+
+
+def test_an_image_that_is_not_rgb_of_8_bits_is_refused():
+    """Floats in 0..1 would be all but black, and labelled so."""
+    model = create_model("unet_small", 2, features=(2, 2, 2, 2, 2))
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    ways = predictor(model, variables, (32, 32)), sliding_predictor(model, variables, (32, 32))
+    for predict in ways:
+        want = predict(image)
+        np.testing.assert_array_equal(predict(jnp.asarray(image)), want)
+        np.testing.assert_array_equal(predict(Image.fromarray(image)), want)
+        with pytest.raises(ValueError, match=r"is uint8, 0 to 255, got float64; multiply floats in 0\.\.1 by 255"):
+            predict(image / 255)
+        for other in (image[..., 0], np.concatenate([image, image[..., :1]], -1), image[:0]):
+            with pytest.raises(ValueError, match=r"is RGB, \[h, w, 3\], got \(\d"):
+                predict(other)
+    with pytest.raises(ValueError, match="a batch is of at least 1 window, got 0"):
+        sliding_predictor(model, variables, (32, 32), batch=0)(image)
+    with pytest.raises(ValueError, match="a batch is of at least 1 image, got 0"):
+        batch_predictor(model, variables, (32, 32), 0)
+    for scale in (float("nan"), float("inf"), 0.0):
+        with pytest.raises(ValueError, match="scales are positive"):
+            sliding_predictor(model, variables, (32, 32), scales=(1.0, scale))(image)
 
 
 def test_valid_unet_covers_every_pixel_in_tiles():

@@ -7,9 +7,10 @@ import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
+from jaxtyping import Array
 
 from jaxseg.backbones.googlenet import googlenet
 from jaxseg.backbones.mobilenet_v2 import mobilenet_v2
@@ -25,7 +26,7 @@ from jaxseg.backbones.resnet import (
 )
 from jaxseg.backbones.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 
-__all__ = ["BACKBONES", "backbone_fields", "first_at_stride8"]
+__all__ = ["BACKBONES", "backbone_fields", "features_named", "first_at_stride8"]
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {  # by torchvision's names
     "googlenet": googlenet,
@@ -68,3 +69,10 @@ def first_at_stride8(backbone: nn.Module) -> str:
         return "stride8"
     strides = itertools.accumulate((row.stride for row in backbone.rows), operator.mul, initial=2)
     return f"features_{list(strides).index(8)}"
+
+
+def features_named(found: Mapping[str, Array], name: object, field: str) -> Array:
+    """The features of that name, which a head's `field` asks for. Raises ValueError, with those that there are."""
+    if not isinstance(name, str) or name not in found:
+        raise ValueError(f"{field} names features of the backbone, {', '.join(found)}, not {name!r}")
+    return found[name]

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from flax.errors import FlaxError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -61,10 +63,12 @@ def nearest_model(name: str) -> str:
 
 @contextlib.contextmanager
 def one_message() -> Iterator[None]:
-    """Data that cannot be used end the program with their one message and exit code 2."""
+    """Data that are absent, and any other mistake in what was asked for, end the program with exit code 2."""
     try:
         yield
-    except DataError as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, FlaxError) as error:
+        if os.environ.get("JAXSEG_TRACEBACK"):
+            raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -1,4 +1,4 @@
-"""`jaxseg convert`: a published checkpoint to a folder that says what it is."""
+"""`jaxseg convert`: a published checkpoint, or a run's, to a folder that says what it is."""
 
 import dataclasses
 import pathlib
@@ -9,32 +9,49 @@ import jax
 import tyro
 
 from jaxseg.cli.arguments import nearest_model
+from jaxseg.cli.trained import demand_classes
 from jaxseg.models import MODELS
-from jaxseg.weights import convert
+from jaxseg.runs import load_described
+from jaxseg.weights import convert, save_model
 
 __all__ = ["Convert", "convert_command"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Convert a published checkpoint to model.safetensors and model.json, which jaxseg.load_model reads."""
+    """Convert a checkpoint to model.safetensors, in its publisher's layout, and model.json, for jaxseg.load_model."""
 
     model: tyro.conf.Positional[str]
     """The model's name."""
     weights: tyro.conf.Positional[pathlib.Path]
-    """A checkpoint (.pth, .pt, .bin, .safetensors), or a hub folder of segmentation-models-pytorch."""
+    """A checkpoint (.pth, .pt, .bin, .ckpt, .safetensors), a hub folder of segmentation-models-pytorch, or a run's."""
     out: pathlib.Path
     """The folder to write."""
     classes: int | None = None
     """Number of classes; default: the checkpoint's. With another, everything is kept but the head."""
 
 
+def _convert_run(config: Convert) -> int:
+    """The newest weights of a run: its model without what only says how it was computed."""
+    _, variables, trained = load_described(config.weights)
+    if trained["model"] != config.model:
+        raise ValueError(f"{config.weights} holds {trained['model']}, not {config.model}; name that model")
+    demand_classes(config.weights, trained["num_classes"], config.classes)
+    fields = {k: v for k, v in trained["fields"].items() if k not in ("dtype", "remat")}
+    about = {"source": config.weights.resolve().name, **{k: trained[k] for k in ("class_names", "size", "palette")}}
+    save_model(config.out, variables, config.model, trained["num_classes"], about=about, **fields)
+    print(f"wrote the weights of {config.weights}, a {config.model}, to {config.out}")
+    return 0
+
+
 def convert_command(config: Annotated[Convert, tyro.conf.arg(name="")]) -> int:
-    """Convert a published checkpoint to safetensors and JSON."""
+    """Convert a published checkpoint, or a run, to safetensors and JSON."""
     if config.model not in MODELS:
         raise ValueError(
             f'no model "{config.model}"; did you mean "{nearest_model(config.model)}"? `jaxseg models` lists all'
         )
+    if (config.weights / "checkpoints").is_dir():
+        return _convert_run(config)
     loaded = convert(config.model, config.weights, config.out, config.classes)
     if loaded.left_out:
         print(f"warning: {loaded.left_out}", file=sys.stderr)

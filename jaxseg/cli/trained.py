@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from jaxseg.cli.arguments import nearest_model
 from jaxseg.data import voc_palette
 from jaxseg.models import MODELS, create_model, scores_classes
-from jaxseg.runs import has_grown, load_described
+from jaxseg.runs import has_grown, is_described, load_described
 from jaxseg.weights import from_published, load_model, load_weights, published_arguments
 from jaxseg.weights.folder import read_json
 from jaxseg.weights.published import GENERATION
@@ -56,17 +56,20 @@ def _of_file(name: str, weights: pathlib.Path, classes: int | None, size: tuple[
     return Trained(model, loaded.variables, size, voc_palette(max(arguments["num_classes"], 2)))
 
 
-def _of_folder(name: str, weights: pathlib.Path, classes: int | None, size: tuple[int, int]) -> Trained:
-    """The model that a converted checkpoint's folder, or a hub's, describes."""
+def _of_folder(name: str, weights: pathlib.Path, classes: int | None, size: tuple[int, int] | None) -> Trained:
+    """The model that a converted checkpoint's folder, or a hub's, describes; of a run also its size and colours."""
     about = weights / DESCRIPTIONS[0]
-    if about.is_file() and (left_out := read_json(about).get("left_out")):
+    told = read_json(about) if about.is_file() else {}
+    if left_out := told.get("left_out"):
         raise ValueError(f"{weights} has no trained head ({left_out}): `jaxseg train --weights {weights}` trains one")
     model, variables = load_model(weights)
     if name in MODELS and type(model) is not type(create_model(name, 1)):
         raise ValueError(f"{weights} holds a {type(model).__name__}, not {name}; leave the model's name out")
     count = getattr(model, "num_classes", None)
     demand_classes(weights, count, classes)
-    return Trained(model, variables, size, voc_palette(max(count or 0, 2)))
+    if not is_described(described := {**told, "model": name, "num_classes": count, "fields": {}}):
+        return Trained(model, variables, size or (512, 512), voc_palette(max(count or 0, 2)))
+    return Trained(model, variables, size or tuple(described["size"]), np.array(described["palette"], np.uint8))
 
 
 def load_trained(name: str, weights: pathlib.Path | None, classes: int | None, size: tuple[int, int] | None) -> Trained:
@@ -90,7 +93,7 @@ def load_trained(name: str, weights: pathlib.Path | None, classes: int | None, s
     elif weights.is_file():
         return _of_file(name, weights, classes, size or (512, 512))
     if _described(weights):
-        return _of_folder(name, weights, classes, size or (512, 512))
+        return _of_folder(name, weights, classes, size)
     if not (weights / "checkpoints").is_dir() and not has_grown(weights):
         raise FileNotFoundError(f"--weights {weights} is the folder of no run (checkpoints) and no model (model.json)")
     model, variables, trained = load_described(weights)

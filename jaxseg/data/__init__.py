@@ -19,7 +19,7 @@ from jaxseg.data.folder import FolderSource, folder, folder_splits
 from jaxseg.data.images import IMAGE_SUFFIXES, read_image, read_mask
 from jaxseg.data.instances import InstanceFolder, instance_folder
 from jaxseg.data.objects import ObjectSource, PaddedObjects, object_masks, padded_objects
-from jaxseg.data.official import OfficialSource, ade20k, cityscapes, oxford_pets, voc
+from jaxseg.data.official import OfficialSource, ade20k, camvid, cityscapes, oxford_pets, voc
 from jaxseg.data.pictures import PictureSource, centre_square, pictures
 from jaxseg.data.pipeline import batch_names, eval_batches, train_batches
 from jaxseg.data.proposals import selective_search
@@ -52,6 +52,7 @@ __all__ = [
     "ade20k",
     "batch_names",
     "border_weights",
+    "camvid",
     "centre_square",
     "check_data",
     "cityscapes",

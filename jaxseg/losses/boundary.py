@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxseg.losses.segmentation import IGNORE, Labels, Logits
+from jaxseg.losses.segmentation import IGNORE, Labels, Logits, probabilities
 from jaxseg.ops.batch import batch_sum
 
 __all__ = ["boundary_loss", "signed_distance"]
@@ -44,7 +44,7 @@ def signed_distance(labels: Labels, num_classes: int) -> Float[Array, "n h w {nu
 
 
 def boundary_loss(
-    logits: Logits, labels: Labels, *, class_weights: Float[Array, "k"] | None = None
+    logits: Logits, labels: Labels, *, class_weights: Float[Array, "c"] | None = None
 ) -> Float[Array, ""]:
     """Mean over valid pixels and classes of probability x signed distance (Kervadec et al. 2019, eq. 5).
 
@@ -52,8 +52,8 @@ def boundary_loss(
     leaves the background out: `class_weights` of 0 do that, and otherwise weigh the mean over classes. The
     distances are worked out on the device, from the labels as augmented and cropped.
     """
-    p = jax.nn.softmax(logits.astype(jnp.float32))
-    k = logits.shape[-1]
+    p = probabilities(logits)
+    k = p.shape[-1]
     weights = jnp.ones(k) if class_weights is None else class_weights.astype(jnp.float32)
     valid = (labels != IGNORE).astype(jnp.float32)
     cost = jnp.sum(p * signed_distance(labels, k) * weights, -1) * valid

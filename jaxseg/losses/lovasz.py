@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxseg.losses.segmentation import IGNORE, Labels, Logits, mean_of_present
+from jaxseg.losses.segmentation import IGNORE, Labels, Logits, mean_of_present, probabilities
 from jaxseg.ops.batch import batch_gather, batch_sum
 
 __all__ = ["lovasz_softmax"]
@@ -28,14 +28,14 @@ def _of_pixels(
 
 
 def lovasz_softmax(
-    logits: Logits, labels: Labels, *, per_image: bool = False, class_weights: Float[Array, "k"] | None = None
+    logits: Logits, labels: Labels, *, per_image: bool = False, class_weights: Float[Array, "c"] | None = None
 ) -> Float[Array, ""]:
     """Lovász-softmax (Berman et al. 2018, eq. 12): mean over present classes of the extension of 1 - IoU.
 
     Over the pixels of the global batch as one, or `per_image` with the mean over images that have a valid pixel.
     `class_weights` weigh the mean over classes.
     """
-    p = jax.nn.softmax(logits.astype(jnp.float32))
+    p = probabilities(logits)
     pixels = p.reshape(p.shape[0], -1, p.shape[-1]), labels.reshape(labels.shape[0], -1)
     if not per_image:
         p, labels = (batch_gather(x) for x in pixels)

@@ -1,5 +1,6 @@
 """Losses of semantic segmentation. Logits `[N, H, W, K]`, labels `[N, H, W]` with 255 = ignore.
 
+One logit, a binary model's, is that of class 1, and class 0 has 0: softmax is then the sigmoid, class weights are two.
 Each is the mean over the valid pixels of the **global** batch, not a mean of the devices' means: the sums go
 through `batch_sum`, so shards with few valid pixels weigh what they hold. With no valid pixel a loss is 0.
 """
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxseg.ops.batch import batch_gather, batch_sum
+from jaxseg.ops.logits import two_class_logits
 
 __all__ = ["IGNORE", "cross_entropy", "dice_loss", "focal_loss", "jaccard_loss", "ohem_cross_entropy", "tversky_loss"]
 
@@ -30,8 +32,13 @@ def _at_label(values: Float[Array, "n h w k"] | Float[Array, "k"], labels: Label
     return jnp.where((labels >= 0) & (labels < len(classes)), picked, jnp.nan)
 
 
-def _log_probability(logits: Logits, labels: Labels) -> tuple[Float[Array, "n h w k"], Float[Array, "n h w"], Labels]:
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+def probabilities(logits: Logits) -> Float[Array, "n h w k2"]:
+    """Softmax in float32, of two classes at least."""
+    return jax.nn.softmax(two_class_logits(logits).astype(jnp.float32))
+
+
+def _log_probability(logits: Logits, labels: Labels) -> tuple[Float[Array, "n h w k2"], Float[Array, "n h w"], Labels]:
+    log_p = jax.nn.log_softmax(two_class_logits(logits).astype(jnp.float32))
     safe = jnp.where(labels == IGNORE, 0, labels)  # 255 would index past the classes
     return log_p, _at_label(log_p, safe), safe
 
@@ -40,7 +47,7 @@ def cross_entropy(
     logits: Logits,
     labels: Labels,
     *,
-    class_weights: Float[Array, "k"] | None = None,
+    class_weights: Float[Array, "c"] | None = None,
     pixel_weights: Float[Array, "n h w"] | None = None,
     label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
@@ -70,7 +77,7 @@ def ohem_cross_entropy(
     *,
     threshold: float = 0.7,
     min_kept: int = 100_000,
-    class_weights: Float[Array, "k"] | None = None,
+    class_weights: Float[Array, "c"] | None = None,
     pixel_weights: Float[Array, "n h w"] | None = None,
     label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
@@ -82,7 +89,7 @@ def ohem_cross_entropy(
     _, picked, _ = _log_probability(logits, labels)
     # an ignored pixel sorts after all that count
     p = jax.lax.stop_gradient(jnp.where(labels == IGNORE, 2.0, jnp.exp(picked)))
-    kept = p < threshold
+    kept = ~(p >= threshold)  # a label that is no class's, which is NaN, too
     everyone = batch_gather(p).ravel()
     if (k := min(min_kept, everyone.size)) > 0:
         kept |= p <= jnp.sort(everyone)[k - 1]
@@ -113,7 +120,7 @@ def tversky_loss(
     alpha: float = 0.3,
     beta: float = 0.7,
     smooth: float = 1.0,
-    class_weights: Float[Array, "k"] | None = None,
+    class_weights: Float[Array, "c"] | None = None,
 ) -> Float[Array, ""]:
     """1 - mean over present classes of (TP + s) / (TP + alpha FP + beta FN + s) (Salehi et al. 2017, eq. 3).
 
@@ -121,8 +128,8 @@ def tversky_loss(
     labelled pixel has no part. `class_weights` weigh the mean.
     """
     valid = labels != IGNORE
-    p = jnp.where(valid[..., None], jax.nn.softmax(logits.astype(jnp.float32)), 0)
-    g = jax.nn.one_hot(jnp.where(valid, labels, -1), logits.shape[-1])
+    p = jnp.where(valid[..., None], probabilities(logits), 0)
+    g = jax.nn.one_hot(jnp.where(valid, labels, -1), p.shape[-1])
     axes = (0, 1, 2)
     overlap, mass, truth = batch_sum(((p * g).sum(axes), p.sum(axes), g.sum(axes)))
     index = (overlap + smooth) / (overlap + alpha * (mass - overlap) + beta * (truth - overlap) + smooth)
@@ -130,7 +137,7 @@ def tversky_loss(
 
 
 def dice_loss(
-    logits: Logits, labels: Labels, *, smooth: float = 1.0, class_weights: Float[Array, "k"] | None = None
+    logits: Logits, labels: Labels, *, smooth: float = 1.0, class_weights: Float[Array, "c"] | None = None
 ) -> Float[Array, ""]:
     """Soft Dice: 1 - mean over present classes of (2 sum pg + s) / (sum p + sum g + s) (Milletari et al. 2016).
 
@@ -140,7 +147,7 @@ def dice_loss(
 
 
 def jaccard_loss(
-    logits: Logits, labels: Labels, *, smooth: float = 1.0, class_weights: Float[Array, "k"] | None = None
+    logits: Logits, labels: Labels, *, smooth: float = 1.0, class_weights: Float[Array, "c"] | None = None
 ) -> Float[Array, ""]:
     """Soft IoU: 1 - mean over present classes of (sum pg + s) / (sum p + sum g - sum pg + s) (Rahman and Wang 2016).
 
@@ -150,7 +157,7 @@ def jaccard_loss(
 
 
 def focal_loss(
-    logits: Logits, labels: Labels, *, gamma: float = 2.0, class_weights: Float[Array, "k"] | None = None
+    logits: Logits, labels: Labels, *, gamma: float = 2.0, class_weights: Float[Array, "c"] | None = None
 ) -> Float[Array, ""]:
     """Focal loss -alpha (1 - p)^gamma log p over softmax classes (Lin et al. 2017, eq. 5).
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.backbones import backbone_fields, first_at_stride8
+from jaxseg.backbones import backbone_fields, features_named, first_at_stride8
 from jaxseg.backbones.mobilenet_v2 import mobilenet_v2
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from jaxseg.backbones.resnet import resnet50, resnet101
@@ -124,7 +124,8 @@ class DeepLabV3(nn.Module):
         logits = resize_bilinear(at_least_float32(x), (h, w), align_corners=self.align_corners)
         if self.aux is None:
             return SegmentationOutput(logits)
-        y = features[first_at_stride8(backbone) if self.aux == "c2" else self.aux]
+        name = first_at_stride8(backbone) if self.aux == "c2" else self.aux
+        y = features_named(features, name, "DeepLabV3's aux, None for no auxiliary head,")
         head = FCNHead(self.num_classes, y.shape[-1] // 4, self.aux_dropout, **common, name="aux_classifier")
         scores = at_least_float32(head(y, train=train))
         return SegmentationOutput(logits, resize_bilinear(scores, (h, w), align_corners=self.align_corners))

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.backbones import first_at_stride8
+from jaxseg.backbones import features_named, first_at_stride8
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from jaxseg.layers import BatchNorm, Conv, ConvNormAct, at_least_float32
 from jaxseg.models.output import SegmentationOutput
@@ -37,7 +37,8 @@ class LRASPP(nn.Module):
     def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> SegmentationOutput:
         backbone = self.backbone(output_stride=self.output_stride, dtype=self.dtype, remat=self.remat, name="backbone")
         found = backbone(images, train=train)
-        low, high = found[first_at_stride8(backbone) if self.low == "c2" else self.low], found["stride32"]
+        name = first_at_stride8(backbone) if self.low == "c2" else self.low
+        low, high = features_named(found, name, "LRASPP's low"), found["stride32"]
         x = ConvNormAct(self.features, 1, norm=self.norm, dtype=self.dtype, name="cbr")(high, train=train)
         mean = high.mean((1, 2), keepdims=True)
         x *= nn.sigmoid(Conv(self.features, (1, 1), use_bias=False, dtype=self.dtype, name="scale")(mean))

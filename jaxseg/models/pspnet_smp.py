@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.backbones import backbone_fields
+from jaxseg.backbones import backbone_fields, features_named
 from jaxseg.backbones.resnet import resnet34, resnet50
 from jaxseg.layers import BatchNorm, Conv, ConvNormAct, Dropout, at_least_float32
 from jaxseg.models.output import SegmentationOutput
@@ -42,7 +42,7 @@ class EncoderPSPNet(nn.Module):
     def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> SegmentationOutput:
         fields: dict[str, Any] = backbone_fields(self.encoder, deepest=self.stride)
         found = self.encoder(dtype=self.dtype, remat=self.remat, name="encoder", **fields)(images, train=train)
-        deep = found[f"stride{self.stride}"]
+        deep = features_named(found, f"stride{self.stride}", "EncoderPSPNet's stride")
         size = deep.shape[1], deep.shape[2]
         conv = functools.partial(ConvNormAct, window=1, norm=self.norm, dtype=self.dtype)
         branches = []

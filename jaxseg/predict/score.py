@@ -15,14 +15,21 @@ def score(
 ) -> dict[str, float]:
     """Scores by name (`miou`, `iou/0`, ...) of `predict`, from an RGB image to labels of its size.
 
-    Calls `progress(done, total)` after each image.
+    Calls `progress(done, total)` after each image. Raises ValueError for a label that the source does not have, as
+    from a model of other classes.
     """
     k = source.num_classes
     confusion = np.zeros((k, k), np.int64)
     for index in range(len(source)):
         example = source[index]
         counted = example["label"] != IGNORE
-        cells = example["label"][counted] * k + predict(example["image"])[counted]
+        predicted = predict(example["image"])[counted]
+        if predicted.size and not 0 <= predicted.min() <= predicted.max() < k:
+            raise ValueError(
+                f"{source.name(index)}: predicted label(s) {predicted.min()} to {predicted.max()}, and the source has "
+                f"{k} classes; score a model of these classes"
+            )
+        cells = example["label"][counted] * k + predicted
         confusion += np.bincount(cells, minlength=k * k).reshape(k, k)
         if progress is not None:
             progress(index + 1, len(source))

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree, UInt8
 
 from jaxseg.data.augment import normalize
-from jaxseg.data.canvas import MEAN_COLOUR
-from jaxseg.metrics.confusion import two_class_logits
+from jaxseg.data.canvas import MEAN_COLOUR, photograph
+from jaxseg.ops.logits import two_class_logits
 from jaxseg.parallel import Placement
 from jaxseg.predict.whole import compiled_logits, logits_size
 
@@ -71,9 +71,10 @@ def sharded_predictor(
         found = jnp.argmax(two_class_logits(output.logits), -1)
         return found.astype(jnp.uint8 if output.logits.shape[-1] <= 256 else jnp.int32)
 
-    def predict(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def predict(images: Sequence[Any]) -> list[np.ndarray]:
         if not 0 < len(images) <= batch:
             raise ValueError(f"this predictor takes 1 to {batch} images at once, got {len(images)}")
+        images = [photograph(image) for image in images]
         size = (max(x.shape[0] for x in images), max(x.shape[1] for x in images))
         canvas = np.empty((batch, *canvas_of(size), 3), np.uint8)
         canvas[:] = MEAN_COLOUR

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from jaxseg.data.canvas import MEAN_COLOUR, Fit, fit_geometry, fit_image
+from jaxseg.data.canvas import MEAN_COLOUR, Fit, fit_geometry, fit_image, photograph
 from jaxseg.predict.whole import compiled_logits, logits_size, taps
 
 __all__ = ["averaged_scores", "sliding_predictor"]
@@ -185,12 +185,14 @@ def averaged_scores(
     `apply` sees `batch` windows at a time. No map of all the scores is ever whole: in memory are, for each scale,
     the rows that windows still add to, at most a window's height, and rows that wait for the slowest scale.
     `sideways` gives blocks of columns from left to right, which holds less of a wide image.
-    Raises ValueError for a stride outside (0, 1], scales that are not positive, and scores of another size.
+    Raises ValueError for a stride outside (0, 1], scales that are not positive, no batch, and scores of another size.
     """
     if not 0 < stride <= 1:
         raise ValueError(f"stride is a share of the window, above 0 and up to 1, got {stride}; PSPNet has 2/3")
-    if not scales or min(scales) <= 0:
+    if not scales or not all(0 < scale < math.inf for scale in scales):
         raise ValueError(f"scales are positive and at least one, got {tuple(scales)}")
+    if batch < 1:
+        raise ValueError(f"a batch is of at least 1 window, got {batch}")
     original = (image.shape[0], image.shape[1])
     strides = (math.ceil(window[0] * stride), math.ceil(window[1] * stride))
 
@@ -231,8 +233,8 @@ def sliding_predictor(
     """A function from an RGB image of any size to its int32 labels `[h, w]`, by overlapping windows; compiles once.
 
     The labels are those of the highest mean probability, over windows, scales and, with `flip`, each window and
-    its mirror image: see `averaged_scores`, which takes the other arguments. Raises ValueError as that does, and
-    for a model whose logits are smaller than its input.
+    its mirror image: see `averaged_scores`, which takes the other arguments. Raises ValueError as that does, for
+    an image that is not RGB of 8 bits, and for a model whose logits are smaller than its input.
     """
     logits = compiled_logits(model)
     if logits_size(logits, variables, window) != window:
@@ -251,7 +253,8 @@ def sliding_predictor(
 
     options: Any = {"stride": stride, "scales": scales, "base": base, "batch": batch}
 
-    def predict(image: np.ndarray) -> np.ndarray:
+    def predict(image: Any) -> np.ndarray:
+        image = photograph(image)
         sideways = image.shape[1] > image.shape[0]
         apply: Any = functools.partial(probabilities, variables)
         blocks = averaged_scores(apply, image, window, sideways=sideways, **options)

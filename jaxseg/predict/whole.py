@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 
 from jaxseg.data.augment import normalize
-from jaxseg.data.canvas import Fit, fit_geometry, fit_image
-from jaxseg.metrics.confusion import two_class_logits
+from jaxseg.data.canvas import Fit, fit_geometry, fit_image, photograph
+from jaxseg.ops.logits import two_class_logits
 
 __all__ = [
     "batch_predictor",
@@ -120,15 +120,18 @@ def batch_predictor(
 
     As in training an image is scaled to fit the canvas `size` (h, w), its aspect kept; the logits are scaled
     back. A model of valid convolutions, whose logits are smaller than its input, goes over each image in
-    tiles of `size` with mirrored borders.
+    tiles of `size` with mirrored borders. Raises ValueError for images that are not RGB of 8 bits.
     """
+    if batch < 1:
+        raise ValueError(f"a batch is of at least 1 image, got {batch}")
     apply = compiled_logits(model)
     output_size = logits_size(apply, variables, size)
     with_variables: Any = functools.partial(apply, jax.device_put(variables))
 
-    def whole(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def whole(images: Sequence[Any]) -> list[np.ndarray]:
         if not 0 < len(images) <= batch:
             raise ValueError(f"this predictor takes 1 to {batch} images at once, got {len(images)}")
+        images = [photograph(image) for image in images]
         fits = [fit_geometry((image.shape[0], image.shape[1]), size) for image in images]
         canvases = [fit_image(image, fit) for image, fit in zip(images, fits, strict=True)]
         logits = np.asarray(with_variables(np.stack(canvases + canvases[-1:] * (batch - len(images)))))
@@ -139,7 +142,7 @@ def batch_predictor(
         scaled = fit_image(image, Fit(fit.original, fit.scaled, fit.scaled))
         return labels_at(overlap_tile(with_variables, scaled, size, output_size), fit.original)
 
-    return whole if output_size == size else lambda images: [tiled(image) for image in images]
+    return whole if output_size == size else lambda images: [tiled(photograph(image)) for image in images]
 
 
 def predictor(

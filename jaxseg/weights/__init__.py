@@ -8,7 +8,8 @@ from jaxseg.weights.inception import LoadedInception, from_inception, load_incep
 from jaxseg.weights.nvlabs import from_nvlabs, read_nvlabs, to_nvlabs
 from jaxseg.weights.pth import UnsafePickle, read_pth
 from jaxseg.weights.published import Loaded, from_published, load_published, load_weights, save_weights, to_published
-from jaxseg.weights.vgg import WeightsMismatch, from_torchvision, load_encoder, to_torchvision
+from jaxseg.weights.vgg import from_torchvision, load_encoder, to_torchvision
+from jaxseg.weights.wrapped import WeightsMismatch
 
 __all__ = [
     "Loaded",

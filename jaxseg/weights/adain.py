@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 
 from jaxseg.models.adain_transfer import AdaINTransfer
 from jaxseg.weights.files import read_weights
-from jaxseg.weights.vgg import WeightsMismatch, bare_entries, load_encoder
+from jaxseg.weights.vgg import load_encoder
+from jaxseg.weights.wrapped import WeightsMismatch, bare_entries
 
 __all__ = ["from_pytorch_adain", "load_adain_transfer", "normalize_encoder", "to_pytorch_adain"]
 

@@ -15,7 +15,7 @@ from jaxseg.models import create_model
 from jaxseg.models.adain_transfer import ENCODERS, AdaINTransfer
 from jaxseg.models.pspnet import POOLS
 from jaxseg.weights.files import read_weights
-from jaxseg.weights.folder import describing, description, weights_file
+from jaxseg.weights.folder import describing, description, of_run, weights_file
 from jaxseg.weights.genforce import genforce_fields, network_of
 from jaxseg.weights.published import (
     GENERATION,
@@ -26,7 +26,7 @@ from jaxseg.weights.published import (
     recognize,
     save_weights,
 )
-from jaxseg.weights.vgg import WeightsMismatch
+from jaxseg.weights.wrapped import WeightsMismatch
 
 __all__ = ["LoadedModel", "convert", "load_model", "published_arguments", "save_model"]
 
@@ -54,7 +54,9 @@ def load_model(folder: str | pathlib.Path) -> LoadedModel:
     folder = pathlib.Path(folder)
     described = description(folder)
     if described is None:
-        raise FileNotFoundError(f"{folder} describes no model: it holds neither model.json nor config.json")
+        raise FileNotFoundError(
+            f"{folder} describes no model: it holds neither model.json nor config.json{of_run(folder)}"
+        )
     with describing(folder):
         model = create_model(**described)
         return LoadedModel(model, load_published(weights_file(folder), model).variables)

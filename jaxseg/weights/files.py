@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseg.weights.pth import read_pth
+from jaxseg.weights.wrapped import averaged
 
 __all__ = ["read_weights", "warn_not_finite"]
 
@@ -17,8 +18,6 @@ __all__ = ["read_weights", "warn_not_finite"]
 # An archive of weights may expand as far, and to so many bytes in any case; deflate's bombs do a thousandfold
 RATIO = 32
 FREE = 2**26
-# Where training checkpoints have their weights, the averaged ones first
-WRAPPERS = ("state_dict_ema", "model_ema", "params_ema", "state_dict", "model", "models", "params")
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -70,16 +69,26 @@ def _holds_arrays(tree: dict) -> bool:
     return all(isinstance(name, str) and isinstance(value, np.ndarray) for name, value in tree.items())
 
 
+def _networks(tree: dict) -> dict[str, dict[str, np.ndarray]]:
+    return {name: part for name, part in tree.items() if isinstance(part, dict) and part and _holds_arrays(part)}
+
+
+def _inside(tree: dict) -> dict | None:
+    """What a training checkpoint wraps: the average of the weights, where it is as whole as they are, or they."""
+    plain = [tree[key] for key in ("state_dict", "model", "models", "params") if isinstance(tree.get(key), dict)]
+    networks = _networks(tree)
+    copies = [networks[key] for key in averaged(map(str, tree)) if key in networks]
+    whole = [copy for copy in copies if not plain or len(copy) >= len(plain[0])]
+    return next(iter([*whole, *plain]), None)
+
+
 def _read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
     tree = read_pth(path)
-    for key in WRAPPERS:
-        if isinstance(tree, dict) and isinstance(tree.get(key), dict) and tree[key]:
-            tree = tree[key]
+    while isinstance(tree, dict) and (inside := _inside(tree)) is not None:
+        tree = inside
     if not isinstance(tree, dict):
         tree = {}
-    if networks := {
-        name: part for name, part in tree.items() if isinstance(part, dict) and part and _holds_arrays(part)
-    }:
+    if networks := _networks(tree):
         tree = {f"{network}.{name}": array for network, part in networks.items() for name, array in part.items()}
     if not tree or not _holds_arrays(tree):
         raise ValueError(f"{path} holds no state_dict: names with one tensor each")
@@ -108,19 +117,21 @@ def warn_not_finite(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None
 
 READERS = {
     ".pth": _read_state_dict,
-    ".tar": _read_state_dict,  # .pth.tar, as PyTorch's examples write
     ".pt": _read_state_dict,
     ".bin": _read_state_dict,
+    ".ckpt": _read_state_dict,  # Lightning's
+    ".tar": _read_state_dict,  # `.pth.tar`, as PyTorch's examples write, which is none
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,
 }
 
 
 def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Arrays by name, from a `.pth`, `.pth.tar`, `.pt`, `.bin` (without PyTorch), `.safetensors` or `.npz` file.
+    """Arrays by name, from `.pth`, `.pt`, `.bin`, `.ckpt` or `.pth.tar` (read without PyTorch), `.safetensors`, `.npz`.
 
-    Of a training checkpoint they are the averaged weights, where it has some. Of one with several networks each one's
-    name comes first: `generator.` and `discriminator.` Warns, with the first one's name, of arrays that are not finite.
+    Of a checkpoint with several networks each one's name comes first: `generator.` and `discriminator.`; of weights
+    and their average, `model` and `model_ema`, it is the average. Warns, with the first one's name, of arrays that
+    are not finite.
 
     Raises ValueError for another suffix, or a file that is not whole or expands beyond reason; `UnsafePickle` as
     `read_pth`; OSError for one that is not there.

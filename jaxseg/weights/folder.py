@@ -13,9 +13,9 @@ from flax.errors import FlaxError
 
 from jaxseg.backbones import BACKBONES
 from jaxseg.models import create_model
-from jaxseg.weights.vgg import WeightsMismatch
+from jaxseg.weights.wrapped import WeightsMismatch
 
-__all__ = ["demand_described", "describing", "description", "read_json", "smp_model", "weights_file"]
+__all__ = ["demand_described", "describing", "description", "of_run", "read_json", "smp_model", "weights_file"]
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 OPTIONS = (  # of SMP's that are read; others may be anything
@@ -123,7 +123,13 @@ def weights_file(folder: pathlib.Path) -> pathlib.Path:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    raise FileNotFoundError(f"{folder} holds no weights: neither {' nor '.join(WEIGHTS)}")
+    raise FileNotFoundError(f"{folder} holds no weights: neither {' nor '.join(WEIGHTS)}{of_run(folder)}")
+
+
+def of_run(folder: pathlib.Path) -> str:
+    """What to do with the folder of a run where one of weights was asked for."""
+    found = (folder / "checkpoints").is_dir()
+    return "; it is a run's: jaxseg.load_run opens it, and `jaxseg convert` makes such a folder of it" if found else ""
 
 
 def description(folder: pathlib.Path) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from jaxseg.models.progan import GrowingDiscriminator, ProGANGenerator
 from jaxseg.models.stylegan import StyleGANGenerator
-from jaxseg.weights.vgg import WeightsMismatch, bare_entries
+from jaxseg.weights.wrapped import WeightsMismatch, bare_entries
 
 __all__ = ["blank_variables", "from_genforce", "genforce_fields", "genforce_has", "network_of", "to_genforce"]
 

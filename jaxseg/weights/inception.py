@@ -11,7 +11,8 @@ from flax import traverse_util
 
 from jaxseg.backbones.inception_v3 import InceptionV3
 from jaxseg.weights.files import read_weights
-from jaxseg.weights.vgg import BATCH_NORM, WeightsMismatch, bare_entries
+from jaxseg.weights.vgg import BATCH_NORM
+from jaxseg.weights.wrapped import WeightsMismatch, bare_entries
 
 __all__ = ["LoadedInception", "from_inception", "load_inception"]
 

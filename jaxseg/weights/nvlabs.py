@@ -19,7 +19,7 @@ from jaxseg.models.stylegan import StyleGANGenerator
 from jaxseg.weights.files import warn_not_finite
 from jaxseg.weights.genforce import from_genforce, to_genforce
 from jaxseg.weights.unpickle import Name, PlainUnpickler, UnsafePickle
-from jaxseg.weights.vgg import WeightsMismatch
+from jaxseg.weights.wrapped import WeightsMismatch
 
 __all__ = ["from_nvlabs", "read_nvlabs", "to_nvlabs"]
 

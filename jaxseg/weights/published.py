@@ -24,7 +24,8 @@ from jaxseg.weights.genforce import from_genforce, genforce_has, to_genforce
 from jaxseg.weights.semseg import SEMSEG
 from jaxseg.weights.smp import SMP
 from jaxseg.weights.torchvision import TORCHVISION, Publisher
-from jaxseg.weights.vgg import WeightsMismatch, bare_entries, from_torchvision, to_torchvision, vgg_names
+from jaxseg.weights.vgg import from_torchvision, to_torchvision, vgg_names
+from jaxseg.weights.wrapped import WeightsMismatch, unwrapped
 
 __all__ = [
     "Loaded",
@@ -119,10 +120,12 @@ def _publishers(model: nn.Module) -> list[Any]:
     return found
 
 
-def _entries(publisher: Any, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The file's arrays without DataParallel's prefix, counters and the names of older versions."""
+def _entries(
+    publisher: Any, state: Mapping[str, np.ndarray], names: Mapping[str, Path], where: str
+) -> dict[str, np.ndarray]:
+    """The file's arrays without wrappers, counters and the names of older versions."""
     entries = {}
-    for name, array in bare_entries(state).items():
+    for name, array in unwrapped(state, names, where).items():
         for pattern, replacement in publisher.renamed:
             name = re.sub(pattern, replacement, name)
         entries[name] = array
@@ -175,13 +178,13 @@ def _fit(state: Mapping[str, np.ndarray], model: nn.Module, shapes: Mapping[Path
     """The publisher with whose names the file shares most."""
     own = any(name.startswith("params/") for name in state)
     candidates = [
-        _Fit(publisher, _names(publisher, model, shapes), _entries(publisher, state))
+        _Fit(publisher, names, _entries(publisher, state, names, where))
         for publisher in ([JAXSEG] if own else _publishers(model))
+        for names in [_names(publisher, model, shapes)]
     ]
     best = max(candidates, key=lambda fit: len(fit.names.keys() & fit.entries.keys()))
     if not best.names.keys() & best.entries.keys():
-        found = {name.removeprefix("module.") for name in state}
-        others = [names for sign, names in SIGNS.items() if any(name.startswith(sign) for name in found)]
+        others = [names for sign, names in SIGNS.items() if any(f".{sign}" in f".{name}" for name in state)]
         raise WeightsMismatch(
             f"{where} is none of {', '.join(fit.publisher.name for fit in candidates)}'s {type(model).__name__}: it "
             f"has {', '.join(sorted(state)[:3])} ..., and {best.publisher.name}'s has "
@@ -223,7 +226,8 @@ def from_published(
     if isinstance(model, VGG | VGGClassifier):
         blank = traverse_util.unflatten_dict(_shapes(model))
         if isinstance(model, VGG):  # which has no use for fc6 and deeper
-            state = {n: a for n, a in state.items() if not n.removeprefix("module.").startswith("classifier.")}
+            state = unwrapped(state, dict(vgg_names(_shapes(model), batch_norm=model.norm is not None)), where)
+            state = {name: array for name, array in state.items() if not name.startswith("classifier.")}
         return Loaded(from_torchvision(state, blank), "torchvision", None)
     own = any(name.startswith("params/") for name in state)
     if isinstance(model, GENERATION) and not own:
@@ -294,12 +298,13 @@ def load_weights(
 ) -> dict[str, Any]:
     """Variables of `model` from a published checkpoint, whose publisher is found by the names in it.
 
-    `path` is a `.pth`, `.pth.tar`, `.pt`, `.bin` or `.safetensors` file, or a folder with one:
-    segmentation-models-pytorch's of the hub, or `jaxseg convert`'s. Values that are not finite load with a warning
-    that names the first tensor of them. Where it scores another number of classes, everything but the head is
-    loaded, with a warning that says so; the head is that of `variables`, or zero. Raises WeightsMismatch, with
-    the names, where an entry is missing, unexpected or misshapen, or a folder describes another model;
-    ValueError and UnsafePickle as `read_weights`.
+    `path` is a file that `read_weights` reads, or a folder with one: segmentation-models-pytorch's of the hub, or
+    `jaxseg convert`'s. What training put before the names (`module.`, `model.`) is no part of them, and of weights
+    and their moving average (`ema`) the average is taken. Values that are not finite load with a warning that names
+    the first tensor of them. Where the model scores another number of classes, everything but the head is loaded,
+    with a warning that says so; the head is that of `variables`, or zero. Raises WeightsMismatch, with the names,
+    where an entry is missing, unexpected or misshapen, or a folder describes another model; ValueError and
+    UnsafePickle as `read_weights`.
     """
     loaded = load_published(path, model, variables)
     if loaded.left_out:
@@ -327,7 +332,8 @@ def to_published(model: nn.Module, variables: Mapping[str, Any], publisher: str 
     """Arrays by the publisher's names and in PyTorch's layout.
 
     `publisher` chooses where there are several, and may be "jaxseg": the paths and layouts of `variables`
-    themselves, which is also what a model gets whose weights nobody published.
+    themselves, which is also what a model gets whose weights nobody published. Raises WeightsMismatch where
+    `variables` are not those of the model.
     """
     if isinstance(model, VGG | VGGClassifier) and publisher != JAXSEG.name:
         return {name: np.ascontiguousarray(array) for name, array in to_torchvision(variables).items()}
@@ -336,6 +342,14 @@ def to_published(model: nn.Module, variables: Mapping[str, Any], publisher: str 
     own = isinstance(model, (*GENERATION, AdaINTransfer))
     chosen = JAXSEG if own and publisher in (None, JAXSEG.name) else _chosen(model, publisher)
     flat = traverse_util.flatten_dict(dict(variables))
+    shapes = {path: x.shape for path, x in _shapes(model).items()}
+    if wrong := [
+        path for path in shapes.keys() | flat.keys() if path not in flat or shapes.get(path) != flat[path].shape
+    ]:
+        shown = ", ".join(sorted("/".join(path) for path in wrong)[:5])
+        raise WeightsMismatch(
+            f"these are not the variables of this {type(model).__name__}: {len(wrong)} differ, {shown}"
+        )
     names = _names(chosen, model, flat)
     return {chosen.prefix + name: _to_torch(chosen, np.asarray(flat[path])) for name, path in names.items()}
 

@@ -12,8 +12,9 @@ from flax import traverse_util
 
 from jaxseg.backbones.vgg import RGB_MEAN, RGB_STD
 from jaxseg.weights.files import read_weights
+from jaxseg.weights.wrapped import WeightsMismatch, unwrapped
 
-__all__ = ["WeightsMismatch", "bare_entries", "from_torchvision", "load_encoder", "to_torchvision", "vgg_names"]
+__all__ = ["from_torchvision", "load_encoder", "to_torchvision", "vgg_names"]
 
 # the mean that Caffe's VGG subtracts
 CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)
@@ -28,10 +29,6 @@ BATCH_NORM = {
 }
 
 Path = tuple[str, ...]
-
-
-class WeightsMismatch(ValueError):
-    """Names or shapes of a checkpoint that are not the model's."""
 
 
 def _encoder_prefix(flat: Iterable[Path]) -> Path:
@@ -110,12 +107,6 @@ def _fill(flat: dict[Path, Any], names: Mapping[str, Path], state: Mapping[str, 
         raise WeightsMismatch(f"{where} does not fit this VGG: {lists}")
 
 
-def bare_entries(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The file's arrays without DataParallel's prefix, and counters of batches and of averaged models."""
-    kept = {name: array for name, array in state.items() if not name.endswith(("num_batches_tracked", "n_averaged"))}
-    return {name.removeprefix("module."): array for name, array in kept.items()}
-
-
 def from_torchvision(state: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> dict[str, Any]:
     """Variables of a `VGG` or `VGGClassifier` with the values of torchvision's state_dict, every one of them.
 
@@ -123,7 +114,7 @@ def from_torchvision(state: Mapping[str, np.ndarray], variables: Mapping[str, An
     """
     flat = dict(traverse_util.flatten_dict(dict(variables)))
     names = dict(vgg_names(flat, batch_norm="batch_stats" in variables))
-    _fill(flat, names, bare_entries(state), "the state_dict")
+    _fill(flat, names, unwrapped(state, names), "the state_dict")
     return traverse_util.unflatten_dict(flat)
 
 
@@ -181,12 +172,13 @@ def load_encoder(path: str | pathlib.Path, variables: Mapping[str, Any]) -> dict
     Raises WeightsMismatch, with the names, where an entry is missing, unexpected or misshapen; ValueError and
     UnsafePickle as `read_weights`.
     """
-    state = bare_entries(read_weights(path))
+    state = read_weights(path)
     if any("/kernel_OIHW" in name for name in state):
         state = _from_caffe(state)
     flat = dict(traverse_util.flatten_dict(dict(variables)))
     batch_norm = any(name.endswith("running_mean") for name in state)
     names = dict(vgg_names(flat, batch_norm=batch_norm))
+    state = unwrapped(state, names, str(path))
     fc6 = flat.get(("params", "fc6", "kernel"))
     with_head = fc6 is not None and fc6.shape[:-2] in ((7, 7), ()) and "classifier.0.weight" in state
     heads = ("classifier.0", "classifier.3") if with_head else ()  # classifier.6 scores ImageNet's classes

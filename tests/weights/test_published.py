@@ -204,6 +204,20 @@ def test_what_nobody_published_and_other_suffixes(tmp_path):
         to_published(model, variables, "semseg")
 
 
+def test_variables_of_another_model_are_not_written(tmp_path):
+    model, variables, _ = narrow("unet_resnet34")
+    fcn, _, _ = narrow("fcn_resnet50")
+    for wrong, path, given in (
+        (fcn, "batch_stats/aux_classifier/block/bn/mean", variables),
+        (model.clone(num_classes=3), "params/logits/bias", variables),
+        (model, "batch_stats/blocks_0_conv1/bn/mean", {"params": variables["params"]}),
+    ):
+        with pytest.raises(WeightsMismatch, match=r"not the variables of this \w+: \d+ differ") as error:
+            save_weights(tmp_path / "w.safetensors", wrong, given)
+        assert path in str(error.value)
+    assert not (tmp_path / "w.safetensors").exists()
+
+
 def test_weights_of_smp_do_not_pass_for_torchvisions():
     """The names would fit, and resizing and dilation would differ."""
     model, _, _ = narrow("deeplabv3_resnet50")
