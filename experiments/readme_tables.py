@@ -126,12 +126,21 @@ def generators() -> str:
     return markdown(("what", "images", "jaxseg, ms", "PyTorch, ms", "times as fast"), rows, left=2)
 
 
+def _coco_ap(folder: str, *sizes: str) -> str:
+    scores = _read(f"{folder}/results.json")["scores"]
+    keys = ("ap", "ap50", "ap75", *(f"ap_{size}" for size in sizes))
+    rows = [[kind, *(f"{scores[f'{kind}_{key}']:.3f}" for key in keys)] for kind in ("box", "mask")]
+    return markdown(("", "AP", "AP50", "AP75", *sizes), rows)
+
+
 def pennfudan() -> str:
     """COCO's AP of the small Mask R-CNN, from scratch."""
-    scores = _read("pennfudan_small/results.json")["scores"]
-    keys = ("ap", "ap50", "ap75", "ap_medium", "ap_large")
-    rows = [[kind, *(f"{scores[f'{kind}_{key}']:.3f}" for key in keys)] for kind in ("box", "mask")]
-    return markdown(("", "AP", "AP50", "AP75", "medium", "large"), rows)
+    return _coco_ap("pennfudan_small", "medium", "large")
+
+
+def nuclei() -> str:
+    """The same on nuclei."""
+    return _coco_ap("nuclei_small", "small", "medium")
 
 
 def detection() -> str:
@@ -176,6 +185,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "throughput": throughput,
     "detection": detection,
     "pennfudan": pennfudan,
+    "nuclei": nuclei,
     "bsds500": boundaries,
     "clustering": clustering,
     "spatial": spatial,

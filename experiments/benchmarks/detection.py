@@ -4,10 +4,10 @@
     python experiments/benchmarks/detection.py --operations --detectors maskrcnn_resnet50_fpn --size 800 800 --batch 1
 
 Needs the parity extra. NMS forward; RoIAlign and the RPN forward and, with its gradient, backward; detectors as
-inference and as a train step (losses and gradients of the same objects, SGD). jaxseg's mask head always has places for
-the 128 boxes that sampling may find positive, torchvision's only for those it found, and an untrained model finds
-little more than the objects themselves: `--grid 8 16` gives both 128. Prints medians, half the distance
-between the quartiles, and the ratio to torchvision (below 1: jaxseg is faster); `--json FILE` adds the rows to FILE.
+inference and as a train step (losses and gradients of the same objects, SGD). torchvision's mask head learns from the
+boxes that sampling found positive, jaxseg's on a CPU from parts of its 128 places that hold one, and an untrained model
+finds little more than the objects themselves: `--grid 8 16` gives both 128. Prints medians, half the distance between
+the quartiles, and the ratio to torchvision (below 1: jaxseg is faster); `--json FILE` adds the rows to FILE.
 Where torchvision's compiled operators do not load beside this PyTorch its RoIAlign in Python and a plain greedy NMS
 stand in, and the rows say so. On a shared machine take `--threads 1 --clock cpu`.
 """
