@@ -127,22 +127,20 @@ class MaskRCNN(FasterRCNN):
         Few are where few objects are. A CPU passes the rest over, `PART` boxes of an image at a time, where the head
         has no statistics of its batch and its convolutions are products: others are slow within a branch.
         """
-        x = self.pool(features, boxes, 14)
         head, of_head = self.mask_head.unbind()  # type: ignore[misc]
         predictor, of_predictor = self.mask_predictor.unbind()  # type: ignore[misc]
         kernels = [kernel for kernel in jax.tree.leaves(of_head) if kernel.ndim == 4]
-        if self.head_norm not in (None, FrozenBatchNorm) or not all(tiles_pay(x[:PART], k) for k in kernels):
-            logits = self.mask_predictor(self.mask_head(x, train=True), classes.reshape(-1))
+        part = jax.ShapeDtypeStruct((PART, 14, 14, next(iter(features.values())).shape[-1]), self.dtype)
+        if self.head_norm not in (None, FrozenBatchNorm) or not all(tiles_pay(part, k) for k in kernels):
+            return f(self.mask_logits(features, boxes, classes, train=True), targets, valid)
+
+        def errors(shared: Any, boxes: Array, of_boxes: Any, valid: Array) -> Array:
+            (of_head, of_predictor, features), (classes, targets) = shared, of_boxes
+            y: Any = head.apply(of_head, self.pool(features, boxes, 14), train=True)
+            logits: Any = predictor.apply(of_predictor, y, classes.reshape(-1))
             return f(logits.reshape(targets.shape), targets, valid)
 
-        def errors(variables: Any, x: Array, of_boxes: Any, valid: Array) -> Array:
-            classes, targets = of_boxes
-            y: Any = head.apply(variables[0], x.reshape(-1, *x.shape[2:]), train=True)
-            logits: Any = predictor.apply(variables[1], y, classes.reshape(-1))
-            return f(logits.reshape(targets.shape), targets, valid)
-
-        x = x.reshape(*classes.shape, *x.shape[1:])
-        arguments = (of_head, of_predictor), x, (classes, targets), valid
+        arguments = (of_head, of_predictor, dict(features)), boxes, (classes, targets), valid
         in_parts = functools.partial(sum_over_parts, errors, size=PART)
         return jax.lax.platform_dependent(*arguments, cpu=in_parts, default=errors)
 

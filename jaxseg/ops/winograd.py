@@ -31,7 +31,7 @@ def _pixels(m: Sequence[Array]) -> list[Array]:
     return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
 
 
-def tiles_pay(x: Array, kernel: Array) -> bool:
+def tiles_pay(x: Array | jax.ShapeDtypeStruct, kernel: Array) -> bool:
     """Whether a 3x3 convolution of `x [n, h, w, c]` with `kernel [3, 3, c, features]` is faster by tiles on a CPU."""
     n, h, w, _ = x.shape
     return min(kernel.shape[2:]) >= LEAST_CHANNELS and n * h * w >= LEAST_PIXELS and h * w <= MOST_PIXELS
