@@ -143,12 +143,13 @@ def _spread_by_scatter(
 def _gathers(shapes: Sequence[tuple[int, ...]], boxes: Any, how: _Sampling, backward: bool) -> bool:
     """Whether reading single pixels beats products with matrices, on CPU, by their counts of operations.
 
-    A pixel read, or worse added to, out of order costs as much as many multiply-adds in a product.
+    A pixel read, or worse added to, out of order costs as much as many multiply-adds in a product: to be even took
+    18 products a pixel on maps of 25 and 50 pixels a side and 33 on 100, of 256 channels (jax 0.10.2, one core).
     """
     k = boxes.shape[1]
     reads = k * (2 * how.size * (how.ratio if how.ratio > 0 else how.bound)) ** 2
     products = sum(k * how.size * s[2] * (s[1] + how.size) for s in shapes)
-    return products > (200 if backward else 4) * reads
+    return products > (24 if backward else 4) * reads
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
