@@ -106,7 +106,7 @@ def test_masks_of_few_objects_cost_few_parts_and_have_the_loss_of_all(monkeypatc
     model = jaxseg.create_model("maskrcnn_small", 3, pyramid=pyramid, mask=functools.partial(MaskHead, (256,)))
     variables = fill(init_shapes(model))
     rng = np.random.default_rng(0)
-    levels = {str(i): jnp.asarray(rng.standard_normal((2, 64 >> i, 64 >> i, 256)), jnp.float32) for i in range(4)}
+    levels = [jnp.asarray(rng.standard_normal((2, 64 >> i, 64 >> i, 256)), jnp.float32) for i in range(4)]
     corner = rng.uniform(0, 150, (2, 24, 2))
     boxes = jnp.asarray(np.concatenate([corner, corner + rng.uniform(8, 100, (2, 24, 2))], -1), jnp.float32)
     classes = jnp.asarray(rng.integers(1, 3, (2, 24)))
@@ -120,7 +120,8 @@ def test_masks_of_few_objects_cost_few_parts_and_have_the_loss_of_all(monkeypatc
 
     def loss(params, levels):
         def of(model):
-            return model.mask_sum(errors, levels, boxes, classes, wanted, valid)
+            features = {f"stride{4 << i}": level for i, level in enumerate(levels)}  # in no tree's order
+            return model.mask_sum(errors, features, boxes, classes, wanted, valid)
 
         return nn.apply(of, model)({**variables, "params": params})
 

@@ -135,12 +135,14 @@ class MaskRCNN(FasterRCNN):
             return f(self.mask_logits(features, boxes, classes, train=True), targets, valid)
 
         def errors(shared: Any, boxes: Array, of_boxes: Any, valid: Array) -> Array:
-            (of_head, of_predictor, features), (classes, targets) = shared, of_boxes
-            y: Any = head.apply(of_head, self.pool(features, boxes, 14), train=True)
+            (of_head, of_predictor, levels), (classes, targets) = shared, of_boxes
+            pooled = self.pool(dict(zip(names, levels, strict=True)), boxes, 14)
+            y: Any = head.apply(of_head, pooled, train=True)
             logits: Any = predictor.apply(of_predictor, y, classes.reshape(-1))
             return f(logits.reshape(targets.shape), targets, valid)
 
-        arguments = (of_head, of_predictor, dict(features)), boxes, (classes, targets), valid
+        names, levels = tuple(features), tuple(features.values())  # a dict's order is lost on the way
+        arguments = (of_head, of_predictor, levels), boxes, (classes, targets), valid
         in_parts = functools.partial(sum_over_parts, errors, size=PART)
         return jax.lax.platform_dependent(*arguments, cpu=in_parts, default=errors)
 
