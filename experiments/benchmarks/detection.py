@@ -12,6 +12,7 @@ Where torchvision's compiled operators do not load beside this PyTorch its RoIAl
 stand in, and the rows say so. On a shared machine take `--threads 1 --clock cpu`.
 """
 
+import copy
 import dataclasses
 import functools
 import json
@@ -30,7 +31,8 @@ import rich.console
 import rich.table
 import tyro
 
-sys.path.append(str(pathlib.Path(__file__).parents[2] / "tests"))
+sys.path += [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[2] / "tests")]
+import torch_device
 from torchvision_shim import torch, torchvision
 
 import jaxseg
@@ -55,6 +57,8 @@ class Config:
     rounds: int = 7
     threads: int = 0  # for each of the two; 0: as many as this process may use
     clock: Literal["wall", "cpu"] = "wall"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of detectors' compute, in both
+    compiled: bool = False  # also torch.compile of a detector's backbone and RPN head, whose shapes are fixed
     json: pathlib.Path | None = None
 
 
@@ -86,7 +90,7 @@ def roi_align_calls(config: Config) -> dict[str, Calls]:
     boxes = np.stack([random_boxes(rng, config.boxes, config.size) for _ in range(config.batch)])
     align = functools.partial(roi_align, size=7, scale=1 / 8)
     forward, backward = jax.jit(align), jax.jit(jax.grad(lambda x, b: (align(x, b) ** 2).sum()))
-    features = torch.tensor(x.transpose(0, 3, 1, 2).copy(), requires_grad=True)
+    features = torch_device.images_first(x).requires_grad_()
     rois = [torch.tensor(b) for b in boxes]
 
     def theirs(gradient: bool) -> None:
@@ -144,7 +148,7 @@ def rpn_calls(config: Config) -> dict[str, Calls]:
         *({"training": 1000, "testing": 1000},) * 2,
         0.7,
     ).eval()
-    features = {str(i): torch.tensor(x.transpose(0, 3, 1, 2).copy()) for i, x in enumerate(maps)}
+    features = {str(i): torch_device.images_first(x) for i, x in enumerate(maps)}
     images = ImageList(torch.zeros(config.batch, 3, *config.size), [config.size] * config.batch)
 
     def their_forward() -> None:
@@ -166,10 +170,10 @@ def detector_calls(name: str, config: Config) -> dict[str, Calls]:
     rng = np.random.default_rng(0)
     (h, w), n = config.size, config.batch
     limits = {"min_size": min(h, w), "max_size": max(h, w)}
-    model = jaxseg.create_model(name, 91, **limits)
+    model = jaxseg.create_model(name, 91, dtype=jnp.dtype(config.dtype).type, **limits)
     image = rng.integers(0, 256, (n, h, w, 3), np.uint8)
     reference = getattr(torchvision.models.detection, name)(weights=None, weights_backbone=None, **limits)
-    state = {k: v.numpy() for k, v in reference.state_dict().items()}
+    state = {k: v.cpu().numpy() for k, v in reference.state_dict().items()}
     variables = jaxseg.weights.from_published(state, model).variables
     normalized = jnp.asarray((image / 255 - 0.45) / 0.23, jnp.float32)
     infer = jax.jit(functools.partial(model.apply, train=False))
@@ -195,27 +199,34 @@ def detector_calls(name: str, config: Config) -> dict[str, Calls]:
         "labels": torch.tensor((objects - 1) % 90 + 1),
         "masks": torch.tensor(masks.astype(np.uint8)),
     }
-    optimizer = torch.optim.SGD(reference.parameters(), 1e-3, momentum=0.9)
+    if torch_device.on_gpu():
+        reference.to(memory_format=torch.channels_last)
 
-    def their_inference() -> None:
-        reference.eval()
-        with torch.inference_mode():
-            reference(pictures)
+    def theirs(reference: Any) -> dict[str, Callable[[], None]]:
+        optimizer = torch.optim.SGD(reference.parameters(), 1e-3, momentum=0.9)
 
-    def their_step() -> None:
-        reference.train()
-        optimizer.zero_grad(set_to_none=True)
-        sum(reference(pictures, [target] * n).values()).backward()
-        optimizer.step()
+        def inference() -> None:
+            reference.eval()
+            with torch.inference_mode(), torch_device.autocast(config.dtype):
+                reference(pictures)
 
-    calls = {
-        "inference": {
-            "jaxseg": lambda: jax.block_until_ready(infer(variables, normalized)),
-            "torchvision": their_inference,
-        },
-        "train": {"jaxseg": step, "torchvision": their_step},
-    }
-    return {task: calls[task] for task in config.tasks}
+        def train() -> None:
+            reference.train()
+            optimizer.zero_grad(set_to_none=True)
+            with torch_device.autocast(config.dtype):
+                losses = reference(pictures, [target] * n)
+            sum(losses.values()).backward()
+            optimizer.step()
+
+        return {"inference": inference, "train": train}
+
+    peers = {"torchvision": theirs(reference)}
+    if config.compiled:
+        compiled = copy.deepcopy(reference)
+        compiled.backbone, compiled.rpn.head = torch.compile(compiled.backbone), torch.compile(compiled.rpn.head)
+        peers["torchvision, compiled"] = theirs(compiled)
+    ours = {"inference": lambda: jax.block_until_ready(infer(variables, normalized)), "train": step}
+    return {task: {"jaxseg": ours[task], **{k: v[task] for k, v in peers.items()}} for task in config.tasks}
 
 
 def main(config: Config) -> None:
@@ -223,6 +234,7 @@ def main(config: Config) -> None:
     threads = config.threads or len(available)
     os.sched_setaffinity(0, available[:threads])  # XLA makes as many threads as it may use cores
     torch.set_num_threads(threads)
+    torch_device.beside_jax()
     compiled = bool(torchvision.extension._has_ops())
     made: dict[str, Callable[[], dict[str, Calls]]] = {
         "nms": lambda: nms_calls(config),
@@ -235,15 +247,19 @@ def main(config: Config) -> None:
     table.title = f"torchvision's operators: {'compiled' if compiled else 'in Python'}"
     for name, make in wanted.items():
         for task, calls in make().items():
+            calls = {what: call if what == "jaxseg" else torch_device.finished(call) for what, call in calls.items()}
             times = alternate(calls, Setting(rounds=config.rounds, clock=config.clock))
             row = {
                 **{"what": name, "task": task, "size": list(config.size), "batch": config.batch},
                 **{"boxes": config.boxes, "channels": config.channels, "threads": threads, "clock": config.clock},
                 **({"objects": math.prod(config.grid)} if task == "train" else {}),
                 "torchvision_operators": "compiled" if compiled else "python",
+                **({"dtype": config.dtype} if name in config.detectors else {}),
                 "times": times,
                 "ratio": round(times["jaxseg"]["ms"] / times["torchvision"]["ms"], 3),
             }
+            if "torchvision, compiled" in times:
+                row["ratio_compiled"] = round(times["jaxseg"]["ms"] / times["torchvision, compiled"]["ms"], 3)
             shown = (f"{times[k]['ms']:.1f} ± {times[k]['spread_ms']:.1f}" for k in ("jaxseg", "torchvision"))
             table.add_row(name, task, *shown, f"{row['ratio']:.2f}")
             if config.json is not None:

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 import tyro
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tests"))
+sys.path += [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[2] / "tests")]
+import torch_device
 from golden import adain, generation
 
 import jaxseg
@@ -73,10 +74,6 @@ def _normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def _channels_first(x: np.ndarray) -> torch.Tensor:
-    return torch.tensor(x).permute(0, 3, 1, 2).contiguous()
-
-
 def _network(name: str, config: Config) -> tuple[Any, Any, dict[str, torch.Tensor]]:
     """A network with weights as training has them, and genforce's state_dict of these."""
     model = jaxseg.create_model(name, resolution=config.resolution, dtype=jnp.dtype(config.dtype))
@@ -109,9 +106,12 @@ def discriminator_r1(config: Config) -> Pair:
         return jax.grad(loss)(params)
 
     def theirs() -> torch.Tensor:
-        x = _channels_first(real).requires_grad_()
+        x, generated = torch_device.images_first(real).requires_grad_(), torch_device.images_first(fake)
         softplus = torch.nn.functional.softplus
-        scores = generation.discriminate(p, x, blur=True), generation.discriminate(p, _channels_first(fake), blur=True)
+        scores = (
+            generation.discriminate(p, x, blur=True),
+            generation.discriminate(p, generated, blur=True),
+        )
         (gradient,) = torch.autograd.grad(scores[0].sum(), x, create_graph=True)
         loss = (softplus(-scores[0]) + softplus(scores[1])).mean() + 5 * gradient.square().sum((1, 2, 3)).mean()
         weights = {name: tensor for name, tensor in p.items() if tensor.requires_grad}
@@ -126,7 +126,7 @@ def adain_of_features(config: Config) -> Pair:
     side = config.size // 8
     content, style = (_normal(config.batch, side, side, 512, seed=i) for i in (1, 2))
     dtype = jnp.dtype(config.dtype)
-    tensors = [_channels_first(x).to(getattr(torch, config.dtype)) for x in (content, style)]
+    tensors = [torch_device.images_first(x).to(getattr(torch, config.dtype)) for x in (content, style)]
 
     @torch.inference_mode()
     def theirs() -> torch.Tensor:
@@ -140,7 +140,7 @@ def adain_of_features(config: Config) -> Pair:
 def doubling_blur(config: Config) -> Pair:
     side, dtype = config.resolution // 2, jnp.dtype(config.dtype)
     x, kernel = _normal(config.batch, side, side, 256), _normal(3, 3, 256, 128, seed=1) / 48
-    theirs_x, weight = _channels_first(x), torch.tensor(kernel).permute(3, 2, 0, 1).contiguous()
+    theirs_x, weight = torch_device.images_first(x), torch.tensor(kernel).permute(3, 2, 0, 1).contiguous()
     theirs_x, weight = (t.to(getattr(torch, config.dtype)) for t in (theirs_x, weight))
 
     @torch.inference_mode()
@@ -159,7 +159,7 @@ def stylize(config: Config) -> Pair:
     variables = jax.tree.map(lambda s: jnp.asarray(he(s) if len(s.shape) > 1 else 0 * he(s)), shapes)
     networks = adain.reference(variables)
     photo, painting = (_normal(1, config.size, config.size, 3, seed=i) / 4 + 0.5 for i in (1, 2))
-    tensors = [_channels_first(x) for x in (photo, painting)]
+    tensors = [torch_device.images_first(x) for x in (photo, painting)]
     theirs = torch.inference_mode()(lambda: adain.transfer(networks, *tensors))
     return Pair(1, lambda v, x, y: model.apply(v, x, y, train=False), (variables, photo, painting), theirs)
 
@@ -179,20 +179,23 @@ def measure(name: str, config: Config) -> dict[str, Any]:
     start = time.perf_counter()
     ours = jax.jit(pair.ours).lower(*args).compile()
     compile_seconds = {"jaxseg": round(time.perf_counter() - start, 1)}
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.dtype == "bfloat16")
+    autocast = torch_device.autocast(config.dtype)
 
     def eager() -> torch.Tensor:
         with autocast:
             return pair.theirs()
 
-    a, b = np.asarray(pair.shown(ours(*args)), np.float32), eager().float().numpy()
+    a, b = np.asarray(pair.shown(ours(*args)), np.float32), eager().float().cpu().numpy()
     b = b.transpose(0, 2, 3, 1) if a.shape != b.shape else b
     difference = float(np.abs(a - b).max() / b.std())
     if difference > config.tolerance:
         raise SystemExit(f"{name}: the two differ by {difference:.1e} deviations, more than {config.tolerance:.0e}")
-    calls: dict[str, Callable[[], Any]] = {"jaxseg": lambda: jax.block_until_ready(ours(*args)), "torch eager": eager}
+    calls: dict[str, Callable[[], Any]] = {
+        "jaxseg": lambda: jax.block_until_ready(ours(*args)),
+        "torch eager": torch_device.finished(eager),
+    }
     if config.compiled:
-        compiled = torch.compile(eager)
+        compiled = torch_device.finished(torch.compile(eager))
         start = time.perf_counter()
         compiled()
         compile_seconds["torch compiled"] = round(time.perf_counter() - start, 1)
@@ -220,6 +223,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     threads = config.threads or len(available)
     os.sched_setaffinity(0, available[:threads])  # XLA makes as many threads as it may use cores
     torch.set_num_threads(threads)
+    torch_device.beside_jax()
     config = dataclasses.replace(config, threads=threads)
     rows = []
     for name in config.rows:

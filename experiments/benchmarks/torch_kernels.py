@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+import torch_device
 from torch.nn import functional
 
 from jaxseg.bench.kernels import CLUSTERS, EIGENVECTORS, ITERATIONS, TOLERANCE
@@ -24,8 +25,8 @@ Calls = dict[str, Callable[[], Any]]
 
 def _tensor(x: Any, dtype: str) -> torch.Tensor:
     """Channels first where it is a batch of maps."""
-    x = torch.tensor(np.asarray(x, np.float32))
-    return (x.permute(0, 3, 1, 2).contiguous() if x.ndim == 4 else x).to(getattr(torch, dtype))
+    x = np.asarray(x, np.float32)
+    return (torch_device.images_first(x) if x.ndim == 4 else torch.tensor(x)).to(getattr(torch, dtype))
 
 
 def _pair(f: Callable[..., torch.Tensor], x: torch.Tensor, *rest: Any) -> Calls:
@@ -35,7 +36,8 @@ def _pair(f: Callable[..., torch.Tensor], x: torch.Tensor, *rest: Any) -> Calls:
     def train() -> None:
         torch.autograd.grad(f(leaf, *rest).float().square().sum(), leaf)
 
-    return {"forward": torch.inference_mode()(lambda: f(x, *rest)), "train": train}
+    forward = torch.inference_mode()(lambda: f(x, *rest))
+    return {"forward": torch_device.finished(forward), "train": torch_device.finished(train)}
 
 
 def _torchvision(name: str, inputs: Any) -> tuple[str, Calls]:
@@ -44,7 +46,8 @@ def _torchvision(name: str, inputs: Any) -> tuple[str, Calls]:
     what = "torchvision" if torchvision.extension._has_ops() else "torchvision, operators in Python"
     if name == "nms":
         boxes, scores = (torch.tensor(np.asarray(x)) for x in inputs)
-        return what, {"forward": lambda: [torchvision.ops.nms(b, s, 0.7) for b, s in zip(boxes, scores, strict=True)]}
+        forward = lambda: [torchvision.ops.nms(b, s, 0.7) for b, s in zip(boxes, scores, strict=True)]  # noqa: E731
+        return what, {"forward": torch_device.finished(forward)}
     rois = list(torch.tensor(np.asarray(inputs[1], np.float32)))
     return what, _pair(lambda x: torchvision.ops.roi_align(x, rois, 7, 1 / 8, 2), _tensor(inputs[0], "float32"))
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 sys.path += [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[2] / "tests")]
+import torch_device
 import torch_kernels
 import torch_networks
 from golden import published, reference
@@ -48,10 +49,10 @@ def torch_model(name: str, num_classes: int, parameters: int) -> torch.nn.Module
 
 def torch_calls(model: torch.nn.Module, images: Any, labels: Any, dtype: str) -> dict[str, Callable[[], None]]:
     """The forward pass and the training step on images `[N, H, W, 3]` and labels, each run to its end."""
-    images = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).contiguous()
+    images = torch_device.images_first(np.asarray(images))
     labels = torch.tensor(np.asarray(labels)).long()
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+    autocast = torch_device.autocast(dtype)
 
     def forward() -> None:
         model.eval()
@@ -72,27 +73,33 @@ def torch_calls(model: torch.nn.Module, images: Any, labels: Any, dtype: str) ->
         loss.backward()
         optimizer.step()
 
-    return {"forward": forward, "train": train}
+    return {"forward": torch_device.finished(forward), "train": torch_device.finished(train)}
 
 
 def peers(num_classes: int, dtype: str, *, threads: int, compiled: bool) -> Callable[[Any], Mapping[str, Mapping]]:
-    """What `jaxseg.bench.measure` takes: PyTorch's calls for a model's programs, eager and by torch.compile."""
+    """What `jaxseg.bench.measure` takes: PyTorch's calls for a model's programs, eager and by torch.compile.
+
+    Raises ImportError where JAX computes on a GPU and PyTorch cannot.
+    """
     torch.set_num_threads(threads)
+    torch_device.beside_jax()
 
     def calls(ours: Any) -> Mapping[str, Mapping[str, Callable[[], None]]]:
         if not ours.parameters:
             return torch_kernels.kernel_calls(ours.name, ours.inputs, dtype)
         if ours.labels is None:
-            return torch_networks.network_calls(ours, num_classes) if dtype == "float32" else {}
+            return torch_networks.network_calls(ours, num_classes, compiled=compiled)
         model, images = torch_model(ours.name, num_classes, ours.parameters), ours.inputs[0]
         if model is None:
             return {}
+        if torch_device.on_gpu():
+            model.to(memory_format=torch.channels_last)
         found = {"torch eager": torch_calls(model, images, ours.labels, dtype)}
         if compiled:
             calls = torch_calls(torch.compile(model), images, ours.labels, dtype)
             try:
-                for call in calls.values():
-                    call()
+                for task in ours.setting.tasks:
+                    calls[task]()
                 found["torch compiled"] = calls
             except Exception as error:  # the compiler raises its own, a missing C++ compiler among them
                 print(f"no torch.compile: {type(error).__name__}: {str(error).strip().splitlines()[0][:100]}")
