@@ -180,7 +180,7 @@ def detector_calls(name: str, config: Config) -> dict[str, Calls]:
     fns = detection(model, optimizer=optax.sgd(1e-3, 0.9), max_instances=math.prod(config.grid))
     rows, columns = (np.arange(side) * cells // side for side, cells in zip((h, w), config.grid, strict=True))
     ids = np.tile(rows[:, None] * config.grid[1] + columns + 1, (n, 1, 1)).astype(np.int32)
-    batch = {"image": image, "instances": ids, "label": (ids - 1) % 90 + 1}
+    batch = jax.device_put({"image": image, "instances": ids, "label": (ids - 1) % 90 + 1})
     shapes = jax.eval_shape(fns.init, jax.random.key(0), batch)
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     start = start.replace(params=variables["params"], model_state={"batch_stats": variables["batch_stats"]})

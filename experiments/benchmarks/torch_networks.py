@@ -105,7 +105,7 @@ def network_calls(ours: Any, num_classes: int, *, compiled: bool) -> Mapping[str
         return _eager_and_compiled(lambda: adain.transfer(networks, *pictures), ours.setting.dtype, compiled)
     if not isinstance(model, StyleGANGenerator | ProGANGenerator | GrowingDiscriminator):
         return {}
-    weights = generation.tensors(to_genforce(model, ours.variables))
+    weights = {k: tensor.detach() for k, tensor in generation.tensors(to_genforce(model, ours.variables)).items()}
     first = torch_device.images_first(arrays[0]) if arrays[0].ndim == 4 else torch.tensor(arrays[0])
     if isinstance(model, GrowingDiscriminator):
         blurs = model.blur

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.ops.atrous import atrous_conv
 from jaxseg.ops.winograd import tiles_pay, winograd
 
-__all__ = ["atrous_conv", "conv", "conv_transpose", "fully_connected_conv"]
+__all__ = ["conv", "conv_transpose", "fully_connected_conv"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 LEAST_CHANNELS = 32  # below, turning an image round takes what the products save
@@ -104,58 +105,6 @@ def fully_connected_conv(
         kernel,
         cpu=_patches_product,
         default=lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **options),
-    )
-
-
-def _shifted_products(x: Array, kernel: Array, padding: Any, dilation: Any) -> Array:
-    n, h, w, _ = x.shape
-    kh, kw, _, features = kernel.shape
-    (top, bottom), (left, right) = padding
-    h2, w2 = h + top + bottom - (kh - 1) * dilation[0], w + left + right - (kw - 1) * dilation[1]
-    wide, zero = jnp.promote_types(x.dtype, jnp.float32), (0, 0, 0)
-    total = jnp.zeros((n, h2, w2, features), wide)
-    for i in range(kh):
-        for j in range(kw):
-            # output pixel y sees x[y + down]: where that is outside, it is a zero that need not be multiplied
-            down, along = i * dilation[0] - top, j * dilation[1] - left
-            y0, y1, x0, x1 = max(0, -down), min(h2, h - down), max(0, -along), min(w2, w - along)
-            if y0 >= y1 or x0 >= x1:
-                continue
-            seen = x[:, y0 + down : y1 + down, x0 + along : x1 + along]
-            # not flattened: XLA's partitioner cannot reshape uneven shares of the height
-            part = jnp.matmul(seen, kernel[i, j], preferred_element_type=wide)
-            total += jax.lax.pad(part, jnp.zeros((), wide), [zero, (y0, h2 - y1, 0), (x0, w2 - x1, 0), zero])
-    return total.astype(x.dtype)
-
-
-def atrous_conv(
-    x: Float[Array, "n h w c"],
-    kernel: Float[Array, "kh kw c features"],
-    window_strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    *,
-    rhs_dilation: Sequence[int],
-    **options: Any,
-) -> Float[Array, "n h2 w2 features"]:
-    """A convolution with holes: `jax.lax.conv_general_dilated`, for `nn.Conv` to call.
-
-    On CPU as one product for each of the kernel's places, over the pixels that it sees: ASPP's rates of 12 and 24
-    with 2048 channels on 16x16 pixels take 10 and 3 ms (PyTorch 12 and 24, jax 0.10.2, one core), and XLA's
-    convolution, which multiplies the border's zeros, 65 and 112. Raises ValueError for strides or groups.
-    """
-    groups = options.get("feature_group_count", 1)
-    if set(window_strides) != {1} or groups != 1:
-        raise ValueError(f"atrous_conv has no strides or groups, got {window_strides} and {groups}")
-    pads, dilation = tuple((low, high) for low, high in padding), (rhs_dilation[0], rhs_dilation[1])
-    options = {"dimension_numbers": _LAYOUT} | options
-
-    def by_xla(x: Array, kernel: Array) -> Array:
-        return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, rhs_dilation=dilation, **options)
-
-    if not all(isinstance(n, int) for n in x.shape):  # jax.export leaves a size open: what a place sees is unknown
-        return by_xla(x, kernel)
-    return jax.lax.platform_dependent(
-        x, kernel, cpu=lambda x, kernel: _shifted_products(x, kernel, pads, dilation), default=by_xla
     )
 
 

@@ -1,6 +1,8 @@
 """Depthwise convolution of `[N, H, W, C]` arrays: on CPU as a sum of shifted products.
 
-XLA's depthwise convolution on CPU is some fifty times slower than the sum of kh * kw multiply-adds.
+XLA's depthwise convolution on CPU is some fifty times slower than the sum of kh * kw multiply-adds. On a GPU one with
+holes is taken as one without of interleaved images: 5x5 with holes of 2 over [16, 32, 32, 960] took 2.0 ms, and without
+holes over as many pixels 0.2 (H200, jax 0.11.2).
 """
 
 import functools
@@ -10,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from jaxseg.ops.atrous import interleaved, interleaving_pays
 
 __all__ = ["depthwise_conv"]
 
@@ -78,4 +82,9 @@ def depthwise_conv(
             precision=precision,
         )
 
-    return jax.lax.platform_dependent(x, kernel, cpu=functools.partial(_shifted_products, **fields), default=by_xla)
+    shifted, on_gpu = functools.partial(_shifted_products, **fields), by_xla
+    if dilation != (1, 1) and fields["strides"] == (1, 1) and interleaving_pays(x, kernel.shape[:2], padding, dilation):
+        on_gpu = lambda x, kernel: interleaved(  # noqa: E731
+            x, kernel, padding, dilation, feature_group_count=channels, precision=precision
+        )
+    return jax.lax.platform_dependent(x, kernel, cpu=shifted, cuda=on_gpu, default=by_xla)

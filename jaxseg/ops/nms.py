@@ -18,7 +18,7 @@ class Kept(NamedTuple):
     valid: Any  # bool [k]
 
 
-def _survivors(candidates: Array, beats: Array) -> Array:
+def _by_rounds(candidates: Array, beats: Array) -> Array:
     """Greedy suppression among boxes in order of score; `beats [i, j]` says that i < j overlap too much.
 
     A box stays if no box that stays beats it. Iterating this from "all stay" settles at least one more box
@@ -32,6 +32,26 @@ def _survivors(candidates: Array, beats: Array) -> Array:
         return again, jnp.any(again != stay)
 
     return jax.lax.while_loop(lambda state: state[1], settle, (candidates, jnp.array(True)))[0]
+
+
+def _by_words(candidates: Array, beats: Array) -> Array:
+    """The same box by box, 32 of them as the bits of a word: for a GPU, which fuses the word's steps.
+
+    There each round of a loop that ends when it likes waits for the host: the 600 of an untrained Mask R-CNN at
+    800x1344 took 14 of its 27 ms on an H200 (jax 0.11.2).
+    """
+    n = candidates.shape[0]
+    stay = candidates
+    for start in range(0, n, 32):
+        here = slice(start, min(start + 32, n))
+        place = jnp.arange(here.stop - start, dtype=jnp.uint32)
+        spared = ~jnp.sum(beats[here, here].astype(jnp.uint32) << place, 1, dtype=jnp.uint32)
+        word = jnp.sum(stay[here].astype(jnp.uint32) << place, dtype=jnp.uint32)
+        for i in range(here.stop - start):
+            word = jnp.where((word >> i) & 1 > 0, word & spared[i], word)
+        settled = (word >> place) & 1 > 0
+        stay &= ~jnp.any(settled[:, None] & beats[here], 0)  # of these 32 too
+    return stay
 
 
 def nms(
@@ -51,8 +71,8 @@ def nms(
     threshold, in float32, does not suppress. `vmap` it for a batch.
 
     Goes through the boxes by score in blocks, first against all that were kept, then within the block by
-    fixed point, and stops when `k` are kept or no valid box is left. So no n x n matrix exists, and the
-    number of steps is that of the blocks, not of the boxes. Raises ValueError for a negative `k`.
+    fixed point (on a GPU box by box), and stops when `k` are kept or no valid box is left. So no n x n matrix
+    exists, and the number of steps is that of the blocks, not of the boxes. Raises ValueError for a negative `k`.
     """
     if k < 0:
         raise ValueError(f"nms keeps k >= 0 boxes, got {k}")
@@ -85,7 +105,7 @@ def nms(
         before = (box_iou(boxes[kept], box) > threshold) & same & (jnp.arange(k) < count)[:, None]
         candidates &= ~before.any(0)
         beats = (box_iou(box, box) > threshold) & (group[:, None] == group) & earlier
-        stay = _survivors(candidates, beats)
+        stay = jax.lax.platform_dependent(candidates, beats, cuda=_by_words, default=_by_rounds)
         place = count + jnp.cumsum(stay) - 1
         kept = kept.at[jnp.where(stay, place, k)].set(here, mode="drop")
         return step + 1, jnp.minimum(count + jnp.sum(stay), k).astype(jnp.int32), kept

@@ -96,15 +96,18 @@ def max_pool(
 ) -> Float[Array, "n ph pw c"]:
     """Largest value of each window, whose pixels lie `dilation` apart.
 
-    On CPU as a maximum of shifted views, elsewhere as a window reduction, with the same values and gradients.
+    On CPU as a maximum of shifted views, and on a GPU where windows do not overlap; elsewhere as a window reduction,
+    with the same values and gradients. Of [16, 512, 512, 64] in bfloat16 and windows of 2 the gradient takes 0.9 ms by
+    views and 1.8 by the reduction (H200, jax 0.11.2); of windows of 3 that overlap the same.
     """
-    if dilation > 1:  # whose gradient XLA's window reduction lacks
-        return _max_of_views(x, window, stride, padding, ceil_mode, dilation)
-    return jax.lax.platform_dependent(
-        x,
-        cpu=lambda x: _max_of_views(x, window, stride, padding, ceil_mode, 1),
-        default=lambda x: _reduce_window_max(x, window, stride, padding, ceil_mode),
+    by_views = functools.partial(
+        _max_of_views, window=window, stride=stride, padding=padding, ceil_mode=ceil_mode, dilation=dilation
     )
+    if dilation > 1:  # whose gradient XLA's window reduction lacks
+        return by_views(x)
+    reduced = functools.partial(_reduce_window_max, window=window, stride=stride, padding=padding, ceil_mode=ceil_mode)
+    tiles = window == stride and padding == 0
+    return jax.lax.platform_dependent(x, cpu=by_views, cuda=by_views if tiles else reduced, default=reduced)
 
 
 def dense_max_pool(

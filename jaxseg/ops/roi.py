@@ -168,9 +168,8 @@ def _align(features: Any, boxes: Any, levels: Any, scales: Any, how: _Sampling, 
     if form is not None:
         return forms[form](features, boxes, levels)
     few = _gathers([f.shape for f in features], boxes, how, backward=False)
-    return jax.lax.platform_dependent(
-        features, boxes, levels, cpu=by_gather if few else by_matrices, default=by_matrices
-    )
+    on_cpu, on_gpu = (by_gather if gathers else by_matrices for gathers in (few, how.ratio > 0))
+    return jax.lax.platform_dependent(features, boxes, levels, cpu=on_cpu, cuda=on_gpu, default=by_matrices)
 
 
 def _align_forward(features: Any, boxes: Any, levels: Any, scales: Any, how: _Sampling, form: Any) -> Any:
@@ -238,8 +237,9 @@ def roi_align(
     the border's value, and those beyond are zero, as in the kernels of Detectron and torchvision; with `border`
     they take it too, as in torchvision's RoIAlign in Python (`torchvision.ops.roi_align._roi_align`).
 
-    `form` says how: reading pixels, or products with one-hot interpolation weights. By default the cheaper by
-    count on CPU, and products on accelerators; forward and gradient each by themselves.
+    `form` says how: reading pixels, or products with one-hot interpolation weights; forward and gradient each by
+    themselves. By default the cheaper by count on CPU; pixels on a GPU, but for the adaptive ratio, whose bound has
+    many, and for the gradient, which would add in no fixed order; and products on a TPU.
     """
     levels = jnp.zeros(boxes.shape[:2], jnp.int32)
     how = _sampling(size, sampling_ratio, aligned, max_sampling, border, [features.shape])

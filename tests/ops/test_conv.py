@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxseg.layers import ConvTranspose
-from jaxseg.ops.conv import atrous_conv, conv, conv_transpose, fully_connected_conv
+from jaxseg.ops.atrous import atrous_conv
+from jaxseg.ops.conv import conv, conv_transpose, fully_connected_conv
 from jaxseg.parallel import make_mesh
 
 # kernel, strides, padding: U-Net's, FCN's, PyTorch's DCGAN, and what divides badly
