@@ -91,7 +91,7 @@ def generator(config: Config) -> Pair:
     model, variables, p = _network("stylegan_generator", config)
     z = _normal(config.batch, 512)
     p, latents = {name: weight.detach() for name, weight in p.items()}, torch.tensor(z)
-    theirs = torch.inference_mode()(lambda: generation.stylegan_generate(p, latents, config.resolution))
+    theirs = torch.no_grad()(lambda: generation.stylegan_generate(p, latents, config.resolution))
     return Pair(config.batch, lambda v, z: model.apply(v, z, train=False), (variables, z), theirs)
 
 
@@ -129,7 +129,7 @@ def adain_of_features(config: Config) -> Pair:
     dtype = jnp.dtype(config.dtype)
     tensors = [torch_device.images_first(x).to(getattr(torch, config.dtype)) for x in (content, style)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def theirs() -> torch.Tensor:
         (mean, std), (own_mean, own_std) = adain.moments(tensors[1]), adain.moments(tensors[0])
         return (tensors[0] - own_mean) / own_std * std + mean
@@ -144,7 +144,7 @@ def doubling_blur(config: Config) -> Pair:
     theirs_x, weight = torch_device.images_first(x), torch.tensor(kernel).permute(3, 2, 0, 1).contiguous()
     theirs_x, weight = (t.to(getattr(torch, config.dtype)) for t in (theirs_x, weight))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def theirs() -> torch.Tensor:
         return generation.blurred(torch.nn.functional.conv2d(generation.doubled(theirs_x), weight, padding=1))
 
@@ -161,7 +161,7 @@ def stylize(config: Config) -> Pair:
     networks = adain.reference(variables)
     photo, painting = (_normal(1, config.size, config.size, 3, seed=i) / 4 + 0.5 for i in (1, 2))
     tensors = [torch_device.images_first(x) for x in (photo, painting)]
-    theirs = torch.inference_mode()(lambda: adain.transfer(networks, *tensors))
+    theirs = torch.no_grad()(lambda: adain.transfer(networks, *tensors))
     return Pair(1, lambda v, x, y: model.apply(v, x, y, train=False), (variables, photo, painting), theirs)
 
 

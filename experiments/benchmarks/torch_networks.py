@@ -119,7 +119,7 @@ def network_calls(ours: Any, num_classes: int, *, compiled: bool) -> Mapping[str
 
 def _eager_and_compiled(call: Callable[[], Any], dtype: str, compiled: bool) -> Mapping[str, Calls]:
     def forward(call: Callable[[], Any]) -> Calls:
-        @torch.inference_mode()
+        @torch.no_grad()
         def run() -> None:
             with torch_device.autocast(dtype):
                 call()
