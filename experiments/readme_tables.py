@@ -165,6 +165,21 @@ def detection() -> str:
     return markdown(titles, rows, left=3)
 
 
+def detection_on_a_gpu() -> str:
+    """The same by the wall's clock, in bfloat16 for whole detectors, beside torchvision eager and compiled."""
+    rows = [
+        [
+            f"`{row['what']}`",
+            row["task"],
+            f"{row['batch']}x{row['size'][0]}x{row['size'][1]}",
+            *(f"{times['ms']:.1f} ± {times['spread_ms']:.1f}" for times in row["times"].values()),
+            *[""] * (3 - len(row["times"])),
+        ]
+        for row in _read("detection_gpu.json")
+    ]
+    return markdown(("what", "", "images", "jaxseg, ms", "torchvision, ms", "compiled, ms"), rows, left=3)
+
+
 def clustering() -> str:
     """Seconds beside scikit-learn's Lloyd and SciPy's eigsh."""
     found = _read("clustering_cpu.json")
@@ -184,6 +199,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fine-tuning": finetuning,
     "throughput": throughput,
     "detection": detection,
+    "detection-gpu": detection_on_a_gpu,
     "pennfudan": pennfudan,
     "nuclei": nuclei,
     "bsds500": boundaries,

@@ -75,6 +75,7 @@ def nms_calls(config: Config) -> dict[str, Calls]:
     boxes, scores = random_boxes(rng, config.boxes, config.size), rng.random(config.boxes, np.float32)
     ours = jax.jit(lambda b, s: nms(b, s, 0.7, config.boxes))
     theirs = torch.tensor(boxes), torch.tensor(scores)
+    boxes, scores = jax.device_put((boxes, scores))
     return {
         "forward": {
             "jaxseg": lambda: jax.block_until_ready(ours(boxes, scores)),
@@ -92,6 +93,7 @@ def roi_align_calls(config: Config) -> dict[str, Calls]:
     forward, backward = jax.jit(align), jax.jit(jax.grad(lambda x, b: (align(x, b) ** 2).sum()))
     features = torch_device.images_first(x).requires_grad_()
     rois = [torch.tensor(b) for b in boxes]
+    x, boxes = jax.device_put((x, boxes))
 
     def theirs(gradient: bool) -> None:
         with torch.set_grad_enabled(gradient):
