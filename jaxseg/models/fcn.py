@@ -30,7 +30,8 @@ def _bilinear_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32)
 class Upsample(nn.Module):
     """Upsampling by `factor` as a transposed convolution that starts bilinear, and where `fixed` stays so.
 
-    Of an axis of n it makes (n + 1) * factor, as Caffe's Deconvolution of kernel 2 * factor without padding.
+    Of an axis of n it makes (n + 1) * factor, as Caffe's Deconvolution of kernel 2 * factor without padding, and of
+    that gives the part of `size` from (offset, offset), by default all.
     """
 
     factor: int
@@ -38,20 +39,23 @@ class Upsample(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w k"]) -> Float[Array, "n h2 w2 k"]:
+    def __call__(
+        self, x: Float[Array, "n h w k"], offset: int = 0, size: tuple[Dim, ...] | None = None
+    ) -> Float[Array, "n h2 w2 k"]:
         if self.fixed:  # a constant and no frozen parameter, which weight decay would still shrink
-            return upsample_bilinear(x, self.factor)
-        size = 2 * self.factor
-        return ConvTranspose(
+            return upsample_bilinear(x, self.factor, offset=offset, size=size)
+        window = 2 * self.factor
+        x = ConvTranspose(
             x.shape[-1],
-            (size, size),
+            (window, window),
             (self.factor, self.factor),
-            padding=[(size - 1, size - 1)] * 2,
+            padding=[(window - 1, window - 1)] * 2,
             use_bias=False,
             kernel_init=_bilinear_init,
             dtype=self.dtype,
             name="deconv",
         )(x)
+        return crop(x, offset, size) if size else x
 
 
 def crop(x: Array, offset: int, size: tuple[Dim, ...]) -> Array:
@@ -116,9 +120,9 @@ class FCN(nn.Module):
             scores = upsample(2, name="upscore_pool4")(scores)
             skip = _score(self, "score_pool3", features["pool3"] * self.pool_scales[1])
             scores += crop(skip, 9, scores.shape[1:3])
-        scores = upsample(self.stride, name=f"upscore{self.stride}")(scores)
         offset = {32: 19, 16: 27, 8: 31}[self.stride]
-        return SegmentationOutput(at_least_float32(crop(scores, offset, images.shape[1:3])))
+        scores = upsample(self.stride, name=f"upscore{self.stride}")(scores, offset, images.shape[1:3])
+        return SegmentationOutput(at_least_float32(scores))
 
 
 fcn32s_vgg16 = functools.partial(FCN, stride=32)
@@ -147,5 +151,5 @@ class FCN1x1(nn.Module):
     def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> SegmentationOutput:
         encoder = self.encoder(ceil_mode=True, dtype=self.dtype, remat=self.remat, name="encoder")
         scores = _head(self, encoder(images, train=train)["pool5"], 1, train=train)
-        scores = Upsample(32, self.fixed_upsampling, self.dtype, name="upscore32")(scores)
-        return SegmentationOutput(at_least_float32(crop(scores, 16, images.shape[1:3])))
+        upsample = Upsample(32, self.fixed_upsampling, self.dtype, name="upscore32")
+        return SegmentationOutput(at_least_float32(upsample(scores, 16, images.shape[1:3])))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.backbones.googlenet import googlenet
 from jaxseg.layers import Conv, at_least_float32
-from jaxseg.models.fcn import Upsample, crop, score_init
+from jaxseg.models.fcn import Upsample, score_init
 from jaxseg.models.output import SegmentationOutput
 
 __all__ = ["FCNGoogLeNet"]
@@ -34,6 +34,7 @@ class FCNGoogLeNet(nn.Module):
     def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> SegmentationOutput:
         features = self.backbone(dtype=self.dtype, remat=self.remat, name="backbone")(images, train=train)
         score = Conv(self.num_classes, (1, 1), kernel_init=score_init, dtype=self.dtype, name="score_fr")
-        scores = Upsample(32, self.fixed_upsampling, self.dtype, name="upscore32")(score(features["stride32"]))
+        upsample = Upsample(32, self.fixed_upsampling, self.dtype, name="upscore32")
         # feature i is centred on pixel 32 i + 22 (four poolings without a border), the kernel on 32 i + 31.5
-        return SegmentationOutput(at_least_float32(crop(scores, 10, images.shape[1:3])))
+        scores = upsample(score(features["stride32"]), 10, images.shape[1:3])
+        return SegmentationOutput(at_least_float32(scores))

@@ -3,6 +3,7 @@
 `jax.image.resize` knows no align_corners, and its nearest neighbour rounds where PyTorch's floors.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -52,26 +53,36 @@ def _by_matrix(x: Array, axis: int, n_out: Dim, align_corners: bool) -> Array:
     return jnp.moveaxis(jnp.tensordot(matrix, x, (1, axis), precision=jax.lax.Precision.HIGHEST), 0, axis)
 
 
-def _by_shifts(x: Array, axis: int, factor: int, align_corners: bool) -> Array:
-    """`factor` times as many samples along `axis`: each lies between an old one and one of the two beside it."""
-    n, zero = x.shape[axis], jnp.zeros((), x.dtype)
-    (low, high, weight), own = _neighbours(n, n * factor, align_corners), np.arange(n).repeat(factor)
-    taps = np.zeros((3, n * factor))  # of the sample before, of the own one, of the one after
-    np.add.at(taps, (low - own + 1, np.arange(n * factor)), 1.0 - weight)
-    np.add.at(taps, (high - own + 1, np.arange(n * factor)), weight)
-    beside = [
-        x if by == 0 else jax.lax.pad(x, zero, [(by, -by, 0) if k == axis else (0, 0, 0) for k in range(x.ndim)])
-        for by in (1, 0, -1)
-    ]
+def _by_taps(x: Array, axis: int, taps: Mapping[int, np.ndarray]) -> Array:
+    """Blocks of new samples from old ones: `taps[k]`, `[blocks, factor]`, weighs the k-th after its own.
+
+    Beyond the ends lie zeros.
+    """
+    n, (blocks, factor) = x.shape[axis], next(iter(taps.values())).shape
+    zero, own = jnp.zeros((), x.dtype), [(0, 0, 0)] * x.ndim
+    beside = []
+    for by in taps:
+        shift = [*own[:axis], (-by, blocks + by - n, 0), *own[axis + 1 :]]
+        beside.append(x if by == 0 and blocks == n else jax.lax.pad(x, zero, shift))
 
     def part(j: int) -> Array:
         """The j-th of each `factor` new samples."""
-        weights = [tap[j::factor].reshape(n, *(1,) * (x.ndim - axis - 1)) for tap in taps]
+        weights = [tap[:, j].reshape(blocks, *(1,) * (x.ndim - axis - 1)) for tap in taps.values()]
         used = [jnp.asarray(w, x.dtype) * y for w, y in zip(weights, beside, strict=True) if w.any()]
         return sum(used[1:], used[0])
 
     parts = jnp.stack([part(j) for j in range(factor)], axis + 1)
-    return parts.reshape(*x.shape[:axis], factor * n, *x.shape[axis + 1 :])
+    return parts.reshape(*x.shape[:axis], factor * blocks, *x.shape[axis + 1 :])
+
+
+def _by_shifts(x: Array, axis: int, factor: int, align_corners: bool) -> Array:
+    """`factor` times as many samples along `axis`: each lies between an old one and one of the two beside it."""
+    n = x.shape[axis]
+    (low, high, weight), own = _neighbours(n, n * factor, align_corners), np.arange(n).repeat(factor)
+    taps = np.zeros((3, n * factor))  # of the sample before, of the own one, of the one after
+    np.add.at(taps, (low - own + 1, np.arange(n * factor)), 1.0 - weight)
+    np.add.at(taps, (high - own + 1, np.arange(n * factor)), weight)
+    return _by_taps(x, axis, {by: taps[by + 1].reshape(n, factor) for by in (1, 0, -1)})
 
 
 def _resize_axis(x: Array, axis: int, n_out: Dim, align_corners: bool) -> Array:
@@ -135,17 +146,27 @@ def bilinear_kernel(size: int, channels: int) -> Float[np.ndarray, "size size ch
     return (np.outer(line, line)[:, :, None, None] * np.eye(channels)).astype(np.float32)
 
 
-def upsample_bilinear(x: Float[Array, "n h w c"], factor: int) -> Float[Array, "n h2 w2 c"]:
+def upsample_bilinear(
+    x: Float[Array, "n h w c"], factor: int, *, offset: int = 0, size: tuple[int, int] | None = None
+) -> Float[Array, "n h2 w2 c"]:
     """The transposed convolution with `bilinear_kernel(2 * factor)`, stride `factor` and no padding.
 
-    `h2 = (h + 1) * factor`: the border fades to zero over `factor / 2` pixels beyond the image.
+    Of it the part of `size` from (offset, offset); by default all, `h2 = (h + 1) * factor`: the border fades to zero
+    over `factor / 2` pixels beyond the image.
     """
-    for axis in (1, 2):
-        n = x.shape[axis]
-        matrix = np.zeros(((n + 1) * factor, n))
-        for i in range(n):
-            matrix[i * factor : (i + 2) * factor, i] = _bilinear_line(2 * factor)
-        # Two products with small matrices in place of k^2 kernels of which k are not zero.
-        weights = jnp.asarray(matrix, x.dtype)
-        x = jnp.moveaxis(jnp.tensordot(weights, x, (1, axis), precision=jax.lax.Precision.HIGHEST), 0, axis)
-    return x
+    h, w = x.shape[1:3]
+    size = size or ((h + 1) * factor - offset, (w + 1) * factor - offset)
+    line, blocks = _bilinear_line(2 * factor), -(-size[0] // factor)
+    at = offset + np.arange(factor)  # of a block's samples, in samples after the first of its own
+    taps = {
+        by: np.tile([line[i] if 0 <= i < 2 * factor else 0.0 for i in at - by * factor], (blocks, 1))
+        for by in range(offset // factor - 1, (offset + factor - 1) // factor + 1)
+    }
+    x = _by_taps(x, 1, taps)[:, : size[0]]  # a device needs its neighbour's row; a matrix would sum all of the height
+    matrix = np.zeros(((w + 1) * factor, w))
+    for i in range(w):
+        matrix[i * factor : (i + 2) * factor, i] = line
+    matrix = matrix[offset : offset + size[1]]
+    return jnp.moveaxis(
+        jnp.tensordot(jnp.asarray(matrix, x.dtype), x, (1, 2), precision=jax.lax.Precision.HIGHEST), 0, 2
+    )

@@ -106,6 +106,9 @@ def test_upsampling_is_the_transposed_convolution_with_the_bilinear_kernel(facto
         stamp = np.einsum("nc,yxdc->nyxd", x[:, i, j], kernel)
         full[:, i * factor : i * factor + k, j * factor : j * factor + k] += stamp
     np.testing.assert_allclose(upsample_bilinear(x, factor), full, atol=1e-5)
+    for offset, size in ((1, (7, 5)), (factor + 1, (2 * factor, 3)), (2 * factor, (2 * factor + 1, 2 * factor))):
+        part = full[:, offset : offset + size[0], offset : offset + size[1]]
+        np.testing.assert_allclose(upsample_bilinear(x, factor, offset=offset, size=size), part, atol=1e-5)
     flat = upsample_bilinear(jnp.ones((1, 5, 5, 1)), factor)[0, factor:-factor, factor:-factor]
     np.testing.assert_allclose(flat, 1, atol=1e-6)
 
