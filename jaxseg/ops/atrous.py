@@ -24,15 +24,19 @@ def _shifted_products(x: Array, kernel: Array, padding: Any, dilation: Any) -> A
     wide, zero = jnp.promote_types(x.dtype, jnp.float32), (0, 0, 0)
     total = jnp.zeros((n, h2, w2, features), wide)
     for i in range(kh):
+        # output pixel y sees x[y + down]: where that is outside, it is a zero that need not be multiplied
+        down = i * dilation[0] - top
+        y0, y1 = max(0, -down), min(h2, h - down)
+        if y0 >= y1:
+            continue
+        rows = x[:, y0 + down : y1 + down]  # once for a row of the kernel: of a sharded height they are neighbours'
         for j in range(kw):
-            # output pixel y sees x[y + down]: where that is outside, it is a zero that need not be multiplied
-            down, along = i * dilation[0] - top, j * dilation[1] - left
-            y0, y1, x0, x1 = max(0, -down), min(h2, h - down), max(0, -along), min(w2, w - along)
-            if y0 >= y1 or x0 >= x1:
+            along = j * dilation[1] - left
+            x0, x1 = max(0, -along), min(w2, w - along)
+            if x0 >= x1:
                 continue
-            seen = x[:, y0 + down : y1 + down, x0 + along : x1 + along]
             # not flattened: XLA's partitioner cannot reshape uneven shares of the height
-            part = jnp.matmul(seen, kernel[i, j], preferred_element_type=wide)
+            part = jnp.matmul(rows[:, :, x0 + along : x1 + along], kernel[i, j], preferred_element_type=wide)
             total += jax.lax.pad(part, jnp.zeros((), wide), [zero, (y0, h2 - y1, 0), (x0, w2 - x1, 0), zero])
     return total.astype(x.dtype)
 

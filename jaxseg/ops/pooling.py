@@ -65,8 +65,10 @@ def _tiles(x: Array, window: int, ceil_mode: bool) -> list[Array]:
     """The `window ** 2` views of `x`, one for each place in a tile, row by row."""
     x = _fill_windows(x, window, window, 0, ceil_mode)
     n, h, w, c = x.shape
-    x = x.reshape(n, h // window, window, w // window, window, c)
-    return [x[:, :, i, :, j] for i in range(window) for j in range(window)]
+    # rows by strides: a height whose devices' shares are uneven would be gathered to be reshaped
+    rows = [jax.lax.slice_in_dim(x, i, h - window + i + 1, window, 1) for i in range(window)]
+    rows = [x.reshape(n, h // window, w // window, window, c) for x in rows]
+    return [x[:, :, :, j] for x in rows for j in range(window)]
 
 
 def _max_of_views(x: Array, window: int, stride: int, padding: int, ceil_mode: bool, dilation: int = 1) -> Array:
