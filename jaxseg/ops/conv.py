@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.ops.winograd import tiles_pay, winograd
+from jaxseg.ops.winograd import holes_pay, tiles_pay, winograd, winograd_with_holes
 
 __all__ = ["atrous_conv", "conv", "conv_transpose", "fully_connected_conv"]
 
@@ -139,9 +139,10 @@ def atrous_conv(
 ) -> Float[Array, "n h2 w2 features"]:
     """A convolution with holes: `jax.lax.conv_general_dilated`, for `nn.Conv` to call.
 
-    On CPU as one product for each of the kernel's places, over the pixels that it sees: ASPP's rates of 12 and 24
-    with 2048 channels on 16x16 pixels take 10 and 3 ms (PyTorch 12 and 24, jax 0.10.2, one core), and XLA's
-    convolution, which multiplies the border's zeros, 65 and 112. Raises ValueError for strides or groups.
+    On CPU by `winograd_with_holes` where that pays, as in a dilated ResNet, and else as one product for each of the
+    kernel's places, over the pixels that it sees: ASPP's rates of 12 and 24 with 2048 channels on 16x16 pixels take
+    10 and 3 ms (PyTorch 12 and 24, jax 0.10.2, one core), and XLA's convolution, which multiplies the border's zeros,
+    65 and 112. Raises ValueError for strides or groups.
     """
     groups = options.get("feature_group_count", 1)
     if set(window_strides) != {1} or groups != 1:
@@ -154,9 +155,11 @@ def atrous_conv(
 
     if not all(isinstance(n, int) for n in x.shape):  # jax.export leaves a size open: what a place sees is unknown
         return by_xla(x, kernel)
-    return jax.lax.platform_dependent(
-        x, kernel, cpu=lambda x, kernel: _shifted_products(x, kernel, pads, dilation), default=by_xla
-    )
+    on_cpu = functools.partial(_shifted_products, padding=pads, dilation=dilation)
+    keeps_size = {*pads[0], *pads[1], *dilation} == {dilation[0]}
+    if kernel.shape[:2] == (3, 3) and keeps_size and holes_pay(x, kernel, dilation[0]):
+        on_cpu = functools.partial(winograd_with_holes, rate=dilation[0])
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=by_xla)
 
 
 def _kernel_gradient(
