@@ -45,6 +45,12 @@ LEFT_OUT = ("unet_resnet18", "unet_resnet101", "unet_resnet152", "unet_mobilenet
 PUBLISHED = [n for n in LIVE if n not in (*LEFT_OUT, "pspnet_resnet18", "pspnet_resnet34", "pspnet_smp_resnet50")]
 
 
+def test_every_semantic_model_of_torchvision_is_here_under_its_name():
+    published = pytest.importorskip("golden.published")
+    segmentation = published.torchvision.models.segmentation
+    assert set(published.torchvision.models.list_models(segmentation)) <= set(PUBLISHED)
+
+
 @pytest.mark.parametrize("name", [*PUBLISHED, "deeplabv3_smp_resnet50"])
 def test_as_published_at_two_sizes_in_both_modes(tmp_path, name):
     """The model at full size. Our file loads there, theirs here, and both say the same, layer by layer."""
