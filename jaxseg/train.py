@@ -112,7 +112,7 @@ def adamw_cosine(
     The global norm of the gradient is clipped at `clip`; weight decay spares biases and norms (rank < 2).
     """
     warmup = max(steps // 20, 1) if warmup is None else warmup
-    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, min(warmup, max(steps - 1, 1)), steps)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, min(warmup, steps - 1), steps)
     adamw = optax.adamw(schedule, weight_decay=weight_decay, mask=_kernels)
     return adamw if clip is None else optax.chain(optax.clip_by_global_norm(clip), adamw)
 

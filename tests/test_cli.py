@@ -311,6 +311,8 @@ def test_evaluate_is_the_same_on_one_device_set_or_another(run, photos, tmp_path
         (["train", "unet_small", "--out", "x", "--shard", "data=2,data=4"], "at most once and 1 or more, got 'data=4'"),
         (["train", "unet_small", "--out", "x", "--data", "nowhere"], "nowhere"),
         (["train", "unet_small", "--out", "x", "--loss", "dice+lovas"], 'did you mean "lovasz_softmax"?'),
+        (["train", "unet_small", "--out", "x", "--loss", "dice", "--class-weights", "median"], "--loss is dice"),
+        (["train", "unet_small", "--out", "x", "--loss", "focal", "--border-weights"], "--loss is focal"),
         (["train", "unet_small", "--out", "x", "--backbone-rate", "0"], "has no backbone"),
         (["predict", "unet_small", "p.jpg", "--out", "x"], "no such file"),
         (["predict", "unet_small", "pyproject.toml", "--out", "x"], "add --weights"),

@@ -169,6 +169,9 @@ def test_poly_and_cosine_schedules_are_their_formulas():
         updates, state = adamw.update(grads, state, params)  # Adam of a constant gradient steps by the rate
         rate = 0.1 * step / 4 if step < 4 else 0.05 * (1 + np.cos(np.pi * (step - 4) / 16))
         np.testing.assert_allclose(updates["w"], -rate, atol=1e-6)
+    once = adamw_cosine(0.1, 1, weight_decay=0.0)  # a run of one step warms up in none
+    updates, _ = once.update(grads, once.init(params), params)
+    np.testing.assert_allclose(updates["w"], -0.1, atol=1e-6)
 
 
 def updated(optimizer=None, steps=2, **options):

@@ -198,6 +198,8 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
     demand_sound(config)
     loss_of(config.loss, None)
     require_writable(config.out)
+    if config.class_weights != "none" and not set(PIXELWISE) & set(config.loss.split("+")):
+        raise ValueError(f"--class-weights weigh cross_entropy, ohem and focal; --loss is {config.loss}")
     if config.border_weights and not set(BORDER) & set(config.loss.split("+")):
         raise ValueError(f"--border-weights weigh the cross-entropy; --loss is {config.loss}")
     placement = placement_of(config.parallel, config.shard)

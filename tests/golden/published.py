@@ -1,6 +1,7 @@
 """The published models themselves, as published and with few channels, in the values that our names have."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from torchvision_shim import torchvision
 
 from jaxseg.weights import from_published, to_published
 
-__all__ = ["full", "gradients", "load", "narrow", "run", "statistics"]
+__all__ = ["features_of", "full", "gradients", "hooked", "load", "narrow", "run", "statistics"]
 
 smp = pytest.importorskip("segmentation_models_pytorch")  # after the shim: it imports torchvision
 segmentation = torchvision.models.segmentation
@@ -249,6 +250,31 @@ def run(theirs, images, dtype=torch.float32):
     if not isinstance(output, dict):
         output = {"out": output}
     return output["out"].movedim(1, -1), output["aux"].movedim(1, -1) if "aux" in output else None
+
+
+def features_of(theirs):
+    """The module that gives each named feature of the backbone, by our name of it; of SMP's VGGs none."""
+    found = {}
+    for name, _ in theirs.named_modules():
+        if stage := re.fullmatch(r"(?:backbone\.|encoder\.|)layer([1-4])", name):
+            found[f"stride{2 ** (int(stage[1]) + 1)}"] = name
+        elif re.fullmatch(r"(?:backbone\.|encoder\.)relu|layer0\.8", name):
+            found["stride2"] = name
+        elif layer := re.fullmatch(r"(?:backbone|encoder\.features)\.(\d+)", name):
+            found[f"features_{layer[1]}"] = name
+    return {} if "encoder.features.0.weight" in theirs.state_dict() else found
+
+
+def hooked(theirs, names):
+    """What those modules give, `[N, H, W, C]` by name, filled by the next forward pass."""
+    found, modules = {}, dict(theirs.named_modules())
+
+    def keep(name, output):
+        found[name] = output.detach().movedim(1, -1).numpy().copy()
+
+    for name in names:
+        modules[name].register_forward_hook(lambda _, __, output, name=name: keep(name, output))
+    return found
 
 
 def statistics(theirs, model):

@@ -45,9 +45,15 @@ LEFT_OUT = ("unet_resnet18", "unet_resnet101", "unet_resnet152", "unet_mobilenet
 PUBLISHED = [n for n in LIVE if n not in (*LEFT_OUT, "pspnet_resnet18", "pspnet_resnet34", "pspnet_smp_resnet50")]
 
 
+def test_every_semantic_model_of_torchvision_is_here_under_its_name():
+    published = pytest.importorskip("golden.published")
+    segmentation = published.torchvision.models.segmentation
+    assert set(published.torchvision.models.list_models(segmentation)) <= set(PUBLISHED)
+
+
 @pytest.mark.parametrize("name", [*PUBLISHED, "deeplabv3_smp_resnet50"])
 def test_as_published_at_two_sizes_in_both_modes(tmp_path, name):
-    """The model at full size. Our file loads there, theirs here, and both say the same."""
+    """The model at full size. Our file loads there, theirs here, and both say the same, layer by layer."""
     torch = pytest.importorskip("torch")
     from golden import published
 
@@ -66,24 +72,32 @@ def test_as_published_at_two_sizes_in_both_modes(tmp_path, name):
     assert {k.removeprefix("module.") for k in again} == set(state)
     assert all(np.array_equal(v, state[k.removeprefix("module.")]) for k, v in again.items())
 
-    apply = functools.partial(model.apply, mutable=["batch_stats"])
-    run = jax.jit(lambda v, x: (apply(v, x, train=False)[0], apply(v, x, train=True)))
+    layers, features = layers_of(model, variables), published.features_of(theirs)
+    found = published.hooked(theirs, [*layers, *features.values()])
+    mutable = ["batch_stats", "intermediates"]
+    apply = functools.partial(model.apply, mutable=mutable, capture_intermediates=True)
+    run = jax.jit(lambda v, x: (apply(v, x, train=False), apply(v, x, train=True)))
     for size in sizes:
         images = image(2, *size)
         with torch.no_grad():
             theirs = published.load(theirs.float(), model, variables)
-            evaluated = published.run(theirs.eval(), images)
-            trained = published.run(theirs.train(), images)
+            evaluated, evaluated_layers = published.run(theirs.eval(), images), dict(found)
+            trained, trained_layers = published.run(theirs.train(), images), dict(found)
             statistics = published.statistics(theirs, model)
             exact = published.run(published.load(theirs.double(), model, variables).train(), images, torch.float64)
             exact_statistics = published.statistics(theirs, model)
-        ours, (ours_trained, state) = run(variables, images)
+        (ours, seen), (ours_trained, state) = run(variables, images)
+        ours_evaluated_layers, ours_trained_layers = (by_their_names(x, layers, features) for x in (seen, state))
+        assert ours_evaluated_layers.keys() == ours_trained_layers.keys() == found.keys()
+        for layer in found:
+            close(ours_evaluated_layers[layer], torch.tensor(evaluated_layers[layer]), f"{size} {layer}")
+            close_as_theirs(ours_trained_layers[layer], trained_layers[layer], found[layer])
         close(ours.logits, evaluated[0], f"{size} logits")
         close_as_theirs(ours_trained.logits, trained[0], exact[0])
         if evaluated[1] is not None:
             close(ours.aux_logits, evaluated[1], f"{size} auxiliary logits")
             close_as_theirs(ours_trained.aux_logits, trained[1], exact[1])
-        for a, b, c in zip(jax.tree.leaves(dict(state)), statistics, exact_statistics, strict=True):
+        for a, b, c in zip(jax.tree.leaves(state["batch_stats"]), statistics, exact_statistics, strict=True):
             assert np.abs(a - c).max() <= max(1e-4, 3 * np.abs(b - c).max())
 
 
@@ -120,22 +134,19 @@ def layers_of(model, variables):
     }
 
 
-def hooked(theirs, names):
-    """What those layers give, by name, filled by the next forward pass."""
-    found, modules = {}, dict(theirs.named_modules())
-
-    def keep(name, output):
-        found[name] = output.detach().movedim(1, -1).numpy().copy()
-
-    for name in names:
-        modules[name].register_forward_hook(lambda _, __, output, name=name: keep(name, output))
-    return found
-
-
 def intermediate(tree, path):
     for key in path:
         tree = tree.get(key, {})
     return tree.get("__call__", (None,))[0]
+
+
+def by_their_names(state, layers, features):
+    """Every convolution, norm and named feature of the backbone that was computed, by its publisher's name."""
+    tree = state["intermediates"]
+    found = {layer: intermediate(tree, path) for layer, path in layers.items()}
+    named = intermediate(tree, ["encoder" if "encoder" in tree else "backbone"])
+    found |= {theirs: named.get(ours) for ours, theirs in features.items()}
+    return {name: x for name, x in found.items() if x is not None}
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "pspnet_resnet50 with maxima"])
@@ -147,7 +158,7 @@ def test_in_float64_it_is_the_same_function(name):
     model, variables, images, theirs = narrow_pair(name)
     theirs = published.load(theirs(), model, variables).double().train()
     names = layers_of(model, variables)
-    found = hooked(theirs, names)
+    found = published.hooked(theirs, names)
     logits = [x for x in published.run(theirs, images, torch.float64) if x is not None]
     sum((x**2).mean() for x in logits).backward()
 
@@ -186,7 +197,7 @@ def test_every_layer_in_eval_mode_and_gradients_in_float32(name):
 
     model, variables, images, theirs = narrow_pair(name)
     theirs, names = published.load(theirs(), model, variables), layers_of(model, variables)
-    found = hooked(theirs, names)
+    found = published.hooked(theirs, names)
 
     @jax.jit
     def run(variables, images):

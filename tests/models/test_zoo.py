@@ -222,7 +222,8 @@ def test_logits_are_the_references(name):
     @jax.jit
     def forward(variables, images):
         traces.append(None)
-        return model.apply(variables, images, train=False, mutable=["batch_stats"])
+        features = {"capture_intermediates": lambda module, _: module.path in (("backbone",), ("encoder",))}
+        return model.apply(variables, images, train=False, mutable=["batch_stats", "intermediates"], **features)
 
     output, state = forward(variables, images)
     forward(variables, images + 1)
@@ -232,6 +233,12 @@ def test_logits_are_the_references(name):
     close(output.logits[:, ::5, ::7], golden()[name])
     if name in AUX:
         close(output.aux_logits[:, ::5, ::7], golden()[f"{name} aux"])
+    for body in state.get("intermediates", {}).values():
+        (features,) = body["__call__"]
+        held = [feature for feature in features if f"{name} {feature}" in golden()]
+        assert len(held) >= 3 or name in TRANSCRIBED or "vgg" in name
+        for feature in held:
+            close(features[feature][:, ::3, ::5, :3], golden()[f"{name} {feature}"])
 
 
 @pytest.mark.parametrize("name", [*NORMED, *(n for n in LIVE if n in TRIED)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxseg.ops.conv import conv
-from jaxseg.ops.winograd import winograd
+from jaxseg.ops.winograd import holes_pay, winograd, winograd_with_holes
 
 
 def by_xla(x, kernel, border=1):
@@ -71,3 +71,38 @@ def test_a_huge_image_is_left_to_the_common_form():
     x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 128, 128, 256), (3, 3, 256, 256)))
     assert "dot_general" not in str(jax.make_jaxpr(call)(x, kernel))
     assert "dot_general" in str(jax.make_jaxpr(call)(jax.ShapeDtypeStruct((1, 64, 64, 256), jnp.float32), kernel))
+
+
+def with_holes(x, kernel, rate):
+    dims = ("NHWC", "HWIO", "NHWC")
+    pads, holes = [(rate, rate)] * 2, (rate, rate)
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), pads, rhs_dilation=holes, dimension_numbers=dims)
+
+
+@pytest.mark.parametrize(("size", "rate"), [((1, 1), 2), ((8, 12), 2), ((9, 7), 2), ((13, 18), 4), ((3, 11), 6)])
+def test_holes_are_phases_without_any(size, rate):
+    x, kernel = arrays(size)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def everything(f, x, kernel):
+        return f(x, kernel, rate), jax.grad(lambda x, kernel: jnp.sin(f(x, kernel, rate)).sum(), (0, 1))(x, kernel)
+
+    ours, theirs = everything(winograd_with_holes, x, kernel), everything(with_holes, x, kernel)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, np.abs(b).max()))
+
+
+def test_holes_of_a_dilated_resnet_go_by_phases_and_aspps_do_not():
+    x, kernel = arrays((20, 18), 256, 256)
+    for rate, pays in ((2, True), (12, False)):
+        assert holes_pay(x, kernel, rate) == pays
+        call = functools.partial(conv, window_strides=(1, 1), padding=[(rate, rate)] * 2, rhs_dilation=(rate, rate))
+        phases = jax.jit(functools.partial(winograd_with_holes, rate=rate))
+        assert jnp.array_equal(jax.jit(call)(x, kernel), phases(x, kernel)) == pays
+        np.testing.assert_allclose(call(x, kernel), with_holes(x, kernel, rate), atol=1e-5)
+    for pads in ([(2, 2), (2, 1)], [(0, 0)] * 2):
+        y = conv(x, kernel, (1, 1), pads, rhs_dilation=(2, 2))
+        dims = ("NHWC", "HWIO", "NHWC")
+        theirs = jax.lax.conv_general_dilated(x, kernel, (1, 1), pads, rhs_dilation=(2, 2), dimension_numbers=dims)
+        np.testing.assert_allclose(y, theirs, atol=1e-5)
