@@ -24,7 +24,16 @@ from jaxseg.programs import sized_model
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    models: tuple[str, ...] = ("unet_small", "pspnet_resnet50")
+    models: tuple[str, ...] = (
+        "unet_small",
+        "segnet_vgg16_bn",
+        "fcn8s_vgg16",
+        "fcn_googlenet",
+        "deeplabv3_resnet50",
+        "deeplabv3plus_resnet50",
+        "pspnet_resnet50",
+        "lraspp_mobilenet_v3_large",
+    )
     methods: tuple[str, ...] = ("kmeans", "ncut")
     size: int = 1024
     largest: int = 8192
