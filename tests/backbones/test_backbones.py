@@ -72,12 +72,15 @@ def test_features_keep_their_names_at_every_output_stride(narrow, output_stride)
 
 
 def convolutions(jaxpr):
-    """Those of every platform but CPU, whose branch has products in place of convolutions with holes."""
+    """Those of a TPU: the branches of a CPU and of a GPU have other forms of what has holes."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
             yield equation
-        for branch in equation.params.get("branches", ()):
-            yield from convolutions(branch.jaxpr)
+        branches = equation.params.get("branches", ())
+        platforms = equation.params.get("branches_platforms") or [None] * len(branches)
+        for branch, platform in zip(branches, platforms, strict=True):
+            if platform is None:
+                yield from convolutions(branch.jaxpr)
 
 
 def dilations(model):
