@@ -13,10 +13,11 @@ def _sqrt(matrix: Float[Array, "3 3"]) -> Float[Array, "3 3"]:
 
 def _standardized(image: Float[Array, "h w 3"]) -> tuple[Array, Array, Array]:
     pixels = image.reshape(-1, 3).astype(jnp.float32)
-    mean = pixels.mean(0)
-    centred = pixels - mean
+    shifted = pixels - pixels[0]  # of one colour exactly zero, where a mean's rounding would pass for a deviation
+    mean = shifted.mean(0)
+    centred = shifted - mean
     std = jnp.sqrt(jnp.sum(centred**2, 0) / max(len(pixels) - 1, 1))
-    return centred / jnp.where(std > 0, std, 1), mean, std
+    return centred / jnp.where(std > 0, std, 1), pixels[0] + mean, std
 
 
 def match_colors(source: Float[Array, "h w 3"], target: Float[Array, "h2 w2 3"]) -> Float[Array, "h w 3"]:

@@ -109,6 +109,12 @@ def test_matched_colours_have_the_targets_means_and_deviations():
     assert np.isfinite(match_colors(source.at[..., 1].set(0.5), jnp.full((4, 4, 3), 0.2))).all()
 
 
+def test_one_colour_takes_the_targets_mean_whatever_the_rounding_of_its_own():
+    target = jax.nn.sigmoid(image(1, 20, 30))[0]
+    plain = jnp.broadcast_to(jnp.array([0.1, 0.2, 0.3]), (300, 400, 3))
+    np.testing.assert_allclose(match_colors(plain, target)[0, 0], target.mean((0, 1)), atol=1e-5)
+
+
 @pytest.mark.parity
 def test_colours_beside_torch():
     torch = pytest.importorskip("torch")
