@@ -97,7 +97,9 @@ class ProGANGenerator(nn.Module):
     float32, of [-1, 1] in the main. Growth: `stage` is static and counts doublings from 4x4 (default: all), so
     r = 4 * 2^stage; `fade` is traced, from 0, the doubled image of the stage before, to 1. Parameters exist for
     `resolution` from the start, whatever the stage. `blur` filters after each doubling (configuration B of
-    Karras et al. 2019, Table 1). Raises ValueError for latents, labels, stages and resolutions that do not fit.
+    Karras et al. 2019, Table 1). The class vector is normalised with the latent, which `norm_before_class`
+    normalises by itself before, as genforce does. Raises ValueError for latents, labels, stages and resolutions
+    that do not fit.
     """
 
     resolution: int = 1024
@@ -106,6 +108,7 @@ class ProGANGenerator(nn.Module):
     base_features: int = 16384
     max_features: int = 512
     blur: bool = False
+    norm_before_class: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -123,8 +126,8 @@ class ProGANGenerator(nn.Module):
         stage = stages if self.is_initializing() else asked  # every parameter exists from the start
         check_latents(latents, self.latent_features, "ProGANGenerator")
         n = latents.shape[0]
-        x = jnp.concatenate([latents, one_hot(labels, self.num_classes, n, "ProGANGenerator")], 1)
-        x = pixel_norm(x.astype(jnp.float32))
+        x, classes = latents.astype(jnp.float32), one_hot(labels, self.num_classes, n, "ProGANGenerator")
+        x = pixel_norm(jnp.concatenate([pixel_norm(x) if self.norm_before_class else x, classes], 1))
         images: list[Array] = []
         for step in range(stage + 1):
             size = 4 << step

@@ -124,7 +124,7 @@ def published_arguments(
         if any(entry.startswith("params/") for entry in state):  # our own names, which say nothing
             return {"name": name, "num_classes": num_classes or 0, **fields}, state
         state = dict(network_of(state, model))
-        found = genforce_fields(state)
+        found = genforce_fields(state, model)
         count = max(found.pop("num_classes") - (getattr(model, "condition", "") == "auxiliary"), 0)  # less the score
         return {"name": name, "num_classes": count if num_classes is None else num_classes, **found, **fields}, state
     if getattr(model, "aux", None) and not any("aux" in entry for entry in state):

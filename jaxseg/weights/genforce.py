@@ -93,6 +93,10 @@ def _stylegan(model: StyleGANGenerator) -> Iterator[tuple[str, Entry]]:
 def _progan(model: ProGANGenerator) -> Iterator[tuple[str, Entry]]:
     if model.blur:
         raise WeightsMismatch("genforce's ProGAN has no blur; create the model with blur=False")
+    if model.num_classes and not model.norm_before_class:
+        raise WeightsMismatch(
+            "genforce's ProGAN appends the class to a normalised latent; create the model with norm_before_class=True"
+        )
     for block in range(model.resolution.bit_length() - 2):
         size = 4 << block
         if block == 0:
@@ -123,25 +127,31 @@ def _discriminator(model: GrowingDiscriminator) -> Iterator[tuple[str, Entry]]:
 def genforce_has(model: nn.Module) -> bool:
     """Whether such a network has a layout there.
 
-    ProGAN with blur has none, nor a discriminator with class planes or half of what StyleGAN's differs by.
+    ProGAN with blur has none, nor one that appends the class to the latent as it is, nor a discriminator with class
+    planes or half of what StyleGAN's differs by.
     """
     if isinstance(model, GrowingDiscriminator):
         return model.blur == model.pool_first and not (model.condition == "planes" and model.num_classes)
-    return not (isinstance(model, ProGANGenerator) and model.blur)
+    if isinstance(model, ProGANGenerator):
+        return not model.blur and (model.norm_before_class or not model.num_classes)
+    return True
 
 
-def genforce_fields(state: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """The resolution and the number of classes (0: unconditional) of a network in genforce's layout."""
+def genforce_fields(state: Mapping[str, np.ndarray], model: nn.Module) -> dict[str, Any]:
+    """The fields of the network in genforce's layout that is of the model's kind: resolution, classes (0: none)."""
     parts = {name.removeprefix("synthesis.") for name in state}
     blocks = sum(name.startswith(("output", "input")) and name.endswith(".weight") for name in parts)
     if not blocks:
         raise WeightsMismatch(f"no generator or discriminator of genforce's: it has {', '.join(sorted(state)[:3])} ...")
-    found = {"resolution": 2 << blocks, "num_classes": 0}
+    found: dict[str, Any] = {"resolution": 2 << blocks, "num_classes": 0}
     if "mapping.label_weight" in state:
         found["num_classes"] = len(state["mapping.label_weight"])
     elif any(name.startswith("input") for name in parts):
         scores = len(state[f"layer{2 * blocks}.weight"])
         found["num_classes"] = scores if scores > 1 else 0
+    elif isinstance(model, ProGANGenerator) and "layer0.weight" in state:
+        classes = state["layer0.weight"].shape[1] - model.latent_features
+        found |= {"num_classes": classes, "norm_before_class": True} if classes > 0 else {}
     return found
 
 
