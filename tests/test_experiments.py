@@ -180,6 +180,11 @@ def test_style_transfer_trains_and_draws_its_grid(tmp_path, monkeypatch):
     style_transfer.main(config)
     with Image.open(tmp_path / "run" / "grid.png") as grid:
         assert grid.size == (4 * 18, 7 * 18)
+    style_grid = load("style_grid")
+    styles = tuple(tmp_path / "style" / f"{j}.png" for j in range(2))
+    style_grid.main(style_grid.Config(run.out, (tmp_path / "content" / "0.png",), styles, tmp_path / "g.png", size=16))
+    with Image.open(tmp_path / "g.png") as grid:
+        assert grid.size == (3 * 16, 4 * 16)
 
 
 def test_one_class_is_no_condition(tmp_path):
