@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from jaxseg.metrics.swd import laplacian_pyramid, sliced_wasserstein
 
@@ -33,6 +34,44 @@ def test_one_pixel_patches_by_hand():
     mirrored = np.abs(-x[::-1] + y[::-1]).mean()
     np.testing.assert_allclose(ours[0], 1000 * np.abs(x - y).mean(), rtol=1e-4)
     np.testing.assert_allclose(ours[0], 1000 * mirrored, rtol=1e-4)
+
+
+def naive(images, reals, seed, count, directions):
+    """Pyramid, patches, projections and sorted differences one by one, with the draws in our order."""
+    kernel = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]) / 256
+    rng, distances = np.random.default_rng(seed), []
+    levels = [[x.astype(np.float64).transpose(0, 3, 1, 2)] for x in (images, reals)]
+    smooth = lambda x: np.stack([[scipy.ndimage.convolve(c, kernel, mode="mirror") for c in i] for i in x])  # noqa: E731
+    for pyramid in levels:
+        while pyramid[-1].shape[-1] >= 32:
+            fine = pyramid[-1]
+            half = smooth(fine)[..., ::2, ::2]
+            spread = np.zeros_like(fine)
+            spread[..., ::2, ::2] = half
+            pyramid[-1:] = [fine - 4 * smooth(spread), half]
+    for pair in zip(*levels, strict=True):
+        rows = []
+        for x in pair:
+            n, _, h, w = x.shape
+            top, left = (rng.integers(0, side - 6, (n, count)) for side in (h, w))
+            cut = [x[i, :, t : t + 7, s : s + 7] for i in range(n) for t, s in zip(top[i], left[i], strict=True)]
+            cut = np.stack(cut).transpose(0, 2, 3, 1)
+            cut = (cut - cut.mean((0, 1, 2))) / cut.std((0, 1, 2))
+            rows.append(cut.reshape(len(cut), -1))
+        total = []
+        for i in range(0, directions, 64):
+            for line in rng.standard_normal((147, min(64, directions - i)), np.float32).T:
+                a, b = (np.sort(r @ (line / np.linalg.norm(line))) for r in rows)
+                total.append(np.abs(a - b).mean())
+        distances.append(1000 * np.mean(total))
+    return distances
+
+
+def test_the_definition_one_patch_at_a_time():
+    a, b = draws(3, 4, 64), draws(4, 4, 64, blur=True)
+    ours = sliced_wasserstein(a, b, seed=7, patches_an_image=5, directions=70)
+    assert len(ours) == 3
+    np.testing.assert_allclose(ours, naive(a, b, 7, 5, 70), rtol=1e-4)
 
 
 @pytest.mark.parametrize("directions", [1, 40, 64, 100, 200])
