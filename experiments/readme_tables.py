@@ -90,6 +90,7 @@ def generation() -> str:
     """Sliced Wasserstein distances of runs on faces after each resolution, and how often classes are as asked."""
     names = {
         "progan_faces": "ProGAN, unconditional",
+        "progan_faces/conditional": "ProGAN, conditional on 8 classes",
         "stylegan_faces/unconditional": "StyleGAN, unconditional",
         "stylegan_faces": "StyleGAN, conditional on 8 classes",
     }
