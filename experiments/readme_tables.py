@@ -144,17 +144,19 @@ def nuclei() -> str:
     return _coco_ap("nuclei_small", "small", "medium")
 
 
+OPERATIONS = {
+    "nms": "NMS of 1,000 boxes",
+    "roi_align": "RoIAlign of 1,000 boxes, 256 channels",
+    "rpn": "RPN on a pyramid",
+}
+
+
 def detection() -> str:
     """Operations and whole detectors: processor milliseconds beside torchvision's compiled operators."""
-    names = {
-        "nms": "NMS of 1,000 boxes",
-        "roi_align": "RoIAlign of 1,000 boxes, 256 channels",
-        "rpn": "RPN on a pyramid",
-    }
     last = {(r["what"], r["task"], r["batch"], r.get("objects")): r for r in _read("detection_cpu.json")}
     rows = [
         [
-            names.get(what, f"`{what}`"),
+            OPERATIONS.get(what, f"`{what}`"),
             f"train step, {objects} objects" if task == "train" else task,
             f"{batch}x{row['size'][0]}x{row['size'][1]}",
             *(f"{row['times'][peer]['ms']:,.0f}" for peer in ("jaxseg", "torchvision")),
@@ -170,7 +172,7 @@ def detection_on_a_gpu() -> str:
     """The same by the wall's clock, in bfloat16 for whole detectors, beside torchvision eager and compiled."""
     rows = [
         [
-            f"`{row['what']}`",
+            OPERATIONS.get(row["what"], f"`{row['what']}`"),
             row["task"],
             f"{row['batch']}x{row['size'][0]}x{row['size'][1]}",
             *(f"{times['ms']:.1f} ± {times['spread_ms']:.1f}" for times in row["times"].values()),
