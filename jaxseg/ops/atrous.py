@@ -119,10 +119,11 @@ def atrous_conv(
 
     if not all(isinstance(n, int) for n in x.shape):  # jax.export leaves a size open: what a place sees is unknown
         return by_xla(x, kernel)
-    pays = options.get("precision") is None and interleaving_pays(x, kernel.shape[:2], pads, dilation)
-    by_parts = functools.partial(_atrous, pads=pads, holes=dilation)
     on_cpu = functools.partial(_shifted_products, padding=pads, dilation=dilation)
     keeps_size = {*pads[0], *pads[1], *dilation} == {dilation[0]}
     if kernel.shape[:2] == (3, 3) and keeps_size and holes_pay(x, kernel, dilation[0]):
         on_cpu = functools.partial(winograd_with_holes, rate=dilation[0])
-    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, cuda=by_parts if pays else by_xla, default=by_xla)
+    forms = {"cpu": on_cpu}
+    if options.get("precision") is None and interleaving_pays(x, kernel.shape[:2], pads, dilation):
+        forms["cuda"] = functools.partial(_atrous, pads=pads, holes=dilation)
+    return jax.lax.platform_dependent(x, kernel, default=by_xla, **forms)

@@ -109,13 +109,13 @@ def depthwise_conv(
             precision=precision,
         )
 
-    on_cpu, on_gpu = functools.partial(_shifted_products, **fields), by_xla
+    forms: dict[str, Any] = {"cpu": functools.partial(_shifted_products, **fields)}
     (h, w), (top, left) = x.shape[1:3], map(sum, padding)
-    known = isinstance(h, int) and isinstance(w, int)  # jax.export may leave a size open
-    if known and fields["strides"] == (1, 1) and (h + top) * (w + left) > MOST_BORDER * h * w:
-        on_cpu = functools.partial(_cropped_products, padding=padding, dilation=dilation)
-    if dilation != (1, 1) and fields["strides"] == (1, 1) and interleaving_pays(x, kernel.shape[:2], padding, dilation):
-        on_gpu = lambda x, kernel: interleaved(  # noqa: E731
-            x, kernel, padding, dilation, feature_group_count=channels, precision=precision
-        )
-    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, cuda=on_gpu, default=by_xla)
+    if fields["strides"] == (1, 1) and isinstance(h, int) and isinstance(w, int):  # jax.export may leave a size open
+        if (h + top) * (w + left) > MOST_BORDER * h * w:
+            forms["cpu"] = functools.partial(_cropped_products, padding=padding, dilation=dilation)
+        if dilation != (1, 1) and interleaving_pays(x, kernel.shape[:2], padding, dilation):
+            forms["cuda"] = functools.partial(
+                interleaved, padding=padding, holes=dilation, feature_group_count=channels, precision=precision
+            )
+    return jax.lax.platform_dependent(x, kernel, default=by_xla, **forms)

@@ -109,7 +109,8 @@ def max_pool(
         return by_views(x)
     reduced = functools.partial(_reduce_window_max, window=window, stride=stride, padding=padding, ceil_mode=ceil_mode)
     tiles = window == stride and padding == 0
-    return jax.lax.platform_dependent(x, cpu=by_views, cuda=by_views if tiles else reduced, default=reduced)
+    forms = {"cpu": by_views, "cuda": by_views} if tiles else {"cpu": by_views}
+    return jax.lax.platform_dependent(x, default=reduced, **forms)
 
 
 def dense_max_pool(

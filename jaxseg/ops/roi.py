@@ -168,8 +168,9 @@ def _align(features: Any, boxes: Any, levels: Any, scales: Any, how: _Sampling, 
     if form is not None:
         return forms[form](features, boxes, levels)
     few = _gathers([f.shape for f in features], boxes, how, backward=False)
-    on_cpu, on_gpu = (by_gather if gathers else by_matrices for gathers in (few, how.ratio > 0))
-    return jax.lax.platform_dependent(features, boxes, levels, cpu=on_cpu, cuda=on_gpu, default=by_matrices)
+    gathers = {"cpu": few, "cuda": how.ratio > 0}
+    chosen: Any = {platform: by_gather for platform, wins in gathers.items() if wins}
+    return jax.lax.platform_dependent(features, boxes, levels, default=by_matrices, **chosen)
 
 
 def _align_forward(features: Any, boxes: Any, levels: Any, scales: Any, how: _Sampling, form: Any) -> Any:
