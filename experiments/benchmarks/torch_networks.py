@@ -120,9 +120,9 @@ def network_calls(ours: Any, num_classes: int, *, compiled: bool) -> Mapping[str
 def _eager_and_compiled(call: Callable[[], Any], dtype: str, compiled: bool) -> Mapping[str, Calls]:
     def forward(call: Callable[[], Any]) -> Calls:
         @torch.no_grad()
-        def run() -> None:
+        def run() -> Any:
             with torch_device.autocast(dtype):
-                call()
+                return call()
 
         return {"forward": torch_device.finished(run)}
 
