@@ -27,6 +27,18 @@ def unbordered(x, kernel, border):
     return conv(x, kernel, (1, 1), "VALID")
 
 
+def demand_same(ours, theirs, x, kernel, how):
+    """Values and gradients; `how` is the border or the rate."""
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def everything(f, x, kernel):
+        return f(x, kernel, how), jax.grad(lambda x, kernel: jnp.sin(f(x, kernel, how)).sum(), (0, 1))(x, kernel)
+
+    for a, b in zip(*(jax.tree.leaves(everything(f, x, kernel)) for f in (ours, theirs)), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, np.abs(b).max()))
+
+
 @pytest.mark.parametrize(
     ("form", "border", "size"),
     [(winograd, 1, size) for size in [(1, 1), (2, 5), (7, 4), (9, 6)]]
@@ -35,15 +47,7 @@ def unbordered(x, kernel, border):
 def test_values_and_gradients_are_xlas(form, border, size):
     x, kernel = arrays(size)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def everything(f, x, kernel):
-        gradients = jax.grad(lambda x, kernel: jnp.sin(f(x, kernel, border)).sum(), (0, 1))(x, kernel)
-        return f(x, kernel, border), gradients
-
-    ours, theirs = everything(form, x, kernel), everything(by_xla, x, kernel)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert a.shape == b.shape
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, np.abs(b).max()))
+    demand_same(form, by_xla, x, kernel, border)
 
 
 def test_it_is_what_a_large_image_gets():
@@ -83,14 +87,7 @@ def with_holes(x, kernel, rate):
 def test_holes_are_phases_without_any(size, rate):
     x, kernel = arrays(size)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def everything(f, x, kernel):
-        return f(x, kernel, rate), jax.grad(lambda x, kernel: jnp.sin(f(x, kernel, rate)).sum(), (0, 1))(x, kernel)
-
-    ours, theirs = everything(winograd_with_holes, x, kernel), everything(with_holes, x, kernel)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert a.shape == b.shape
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, np.abs(b).max()))
+    demand_same(winograd_with_holes, with_holes, x, kernel, rate)
 
 
 def test_holes_of_a_dilated_resnet_go_by_phases_and_aspps_do_not():
