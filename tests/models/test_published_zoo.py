@@ -94,7 +94,7 @@ def test_as_published_at_two_sizes_in_both_modes(tmp_path, name):
         assert ours_evaluated_layers.keys() == ours_trained_layers.keys() == found.keys()
         for layer in found:
             close(ours_evaluated_layers[layer], torch.tensor(evaluated_layers[layer]), f"{size} {layer}")
-        for layer in features.values():  # test_in_float64 has every layer
+        for layer in found.keys() & features.values():  # SMP's PSPNet stops early; test_in_float64 has every layer
             close_as_theirs(ours_trained_layers[layer], trained_layers[layer], found[layer])
         close(ours.logits, evaluated[0], f"{size} logits")
         close_as_theirs(ours_trained.logits, trained[0], exact[0])
