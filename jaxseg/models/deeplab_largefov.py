@@ -41,7 +41,7 @@ class DeepLabLargeFOV(nn.Module):
             output_stride=8, pool_window=3, ceil_mode=True, dtype=self.dtype, remat=self.remat, name="encoder"
         )
         x = max_pool(encoder(images, train=train)["stride16"], 3, 1, 1)  # pool5 without the holes of conv5
-        x = nn.avg_pool(x, (3, 3), padding=[(1, 1)] * 2)
+        x = nn.avg_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), window_shape=(3, 3))  # as jax2onnx knows it
         for name, window, rate in (("fc6", 3, self.rate), ("fc7", 1, 1)):
             x = Conv(
                 self.fc_features,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.ops.atrous import atrous_conv
+from jaxseg.ops.tracing import traced_once
 from jaxseg.ops.winograd import tiles_pay, winograd
 
 __all__ = ["conv", "conv_transpose", "fully_connected_conv"]
@@ -175,6 +176,7 @@ def _(strides: tuple[int, int], pads: Pads, primals: Any, tangents: Any) -> tupl
     return y, _conv(dx, kernel, strides, pads) + by_kernel
 
 
+@traced_once
 def conv(
     x: Float[Array, "n h w c"],
     kernel: Float[Array, "kh kw c2 features"],

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.ops.atrous import interleaved, interleaving_pays
+from jaxseg.ops.tracing import traced_once
 
 __all__ = ["depthwise_conv"]
 
@@ -62,6 +63,7 @@ def _cropped_products(x: Array, kernel: Array, padding: Any, dilation: Any) -> A
     return total
 
 
+@traced_once
 def depthwise_conv(
     x: Float[Array, "n h w c"],
     kernel: Float[Array, "kh kw 1 c"],
