@@ -109,7 +109,8 @@ def _default_form(*arguments: Any, default: Callable, **platforms: Callable) -> 
 def export_onnx(model: nn.Module, variables: PyTree, *, size: tuple[int, int], batch: int = 1) -> bytes:
     """The model with its weights as an ONNX file of fixed shapes, NHWC, by jax2onnx.
 
-    Raises ImportError that names the extra where jax2onnx is not installed.
+    Raises ImportError that names the extra where jax2onnx is not installed, and ValueError for a model that it cannot
+    say in ONNX: with jax2onnx 0.17 a detector, whose loops gather and scatter.
     """
     try:
         from jax2onnx import to_onnx
@@ -120,7 +121,13 @@ def export_onnx(model: nn.Module, variables: PyTree, *, size: tuple[int, int], b
     shapes = list(next(_inputs(model, size, batch)))
     # ONNX has no platforms to choose by, and the converter no such primitive
     with mock.patch.object(jax.lax, "platform_dependent", _default_form):
-        return to_onnx(forward(model, variables), inputs=shapes).SerializeToString()
+        try:
+            return to_onnx(forward(model, variables), inputs=shapes).SerializeToString()
+        except (NotImplementedError, RuntimeError, TypeError) as error:
+            said = str(error).splitlines()[0]
+            raise ValueError(
+                f"jax2onnx cannot say {type(model).__name__} in ONNX ({said}); export StableHLO: a name without .onnx"
+            ) from error
 
 
 def run_artifact(path: str | os.PathLike, *inputs: Any) -> Any:

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 import jaxseg
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from jaxseg.backbones.resnet import resnet50
-from jaxseg.backbones.vgg import vgg16_bn
+from jaxseg.backbones.vgg import vgg16, vgg16_bn
 from jaxseg.cli import detect as cli_detect
 from jaxseg.cli import export as cli_export
 from jaxseg.cli import main
@@ -36,6 +36,7 @@ MODELS = {
     "segnet_vgg16_bn": {"encoder": functools.partial(vgg16_bn, features=(4, 8, 8, 12, 16))},
     "lraspp_mobilenet_v3_large": {"backbone": functools.partial(mobilenet_v3_large, width=0.25)},
     "pspnet_resnet50": {"backbone": RESNET, "features": (24, 12)},
+    "deeplab_largefov_vgg16": {"encoder": functools.partial(vgg16, features=(4, 8, 8, 12, 16)), "fc_features": 8},
 }
 SLOW = [name for name in MODELS if name != "pspnet_resnet50"]  # a program is compiled anew for each size
 ALONE = """
@@ -146,6 +147,13 @@ def test_onnx_gives_the_models_outputs(name, tmp_path):
     path.write_bytes(export_onnx(model, variables, size=(64, 96), batch=2))
     images = image(2, 64, 96)
     close(run_artifact(path, images), jax.jit(forward(model, variables))(images))
+
+
+@pytest.mark.parity
+def test_a_detector_in_onnx_says_what_there_is_instead():
+    pytest.importorskip("jax2onnx", reason="installed apart: its requirements contradict ours")
+    with pytest.raises(ValueError, match=r"cannot say FasterRCNN in ONNX \(.*\); export StableHLO"):
+        export_onnx(*filled("fasterrcnn_mobilenet_v3_large_fpn"), size=(64, 96))
 
 
 # apart: jaxtyping's checks, which the tests have on, know no open `n` that broadcasts with itself
