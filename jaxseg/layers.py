@@ -34,7 +34,8 @@ __all__ = [
     "divisible_by_8",
 ]
 
-he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's kaiming_normal_
+he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # He et al. 2015
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's kaiming_normal_
 Conv = functools.partial(nn.Conv, conv_general_dilated=conv)  # every convolution of the zoo without a form of its own
 
 
@@ -195,7 +196,7 @@ class ConvNormAct(nn.Module):
     depthwise: bool = False
     activation: Callable[[Array], Array] | None = nn.relu
     norm: Callable[..., nn.Module] | None = BatchNorm
-    kernel_init: Callable[..., Array] = he_init
+    kernel_init: Callable[..., Array] = he_fan_out
     dtype: Any = jnp.float32
 
     @nn.compact

@@ -8,11 +8,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.layers import BatchNorm, Conv, ConvNormAct, divisible_by_8
+from jaxseg.layers import BatchNorm, Conv, ConvNormAct, divisible_by_8, he_fan_out
 
 __all__ = ["Bneck", "MobileNetV3", "mobilenet_v3_large", "mobilenet_v3_small"]
 
-he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's kaiming_normal_
 mobile_norm = functools.partial(BatchNorm, momentum=0.99, epsilon=1e-3)  # torchvision's
 
 
@@ -68,7 +67,7 @@ class SqueezeExcitation(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        conv = functools.partial(Conv, kernel_size=(1, 1), kernel_init=he_init, dtype=self.dtype)
+        conv = functools.partial(Conv, kernel_size=(1, 1), kernel_init=he_fan_out, dtype=self.dtype)
         y = nn.relu(conv(self.features, name="fc1")(x.mean((1, 2), keepdims=True)))
         return x * nn.hard_sigmoid(conv(x.shape[-1], name="fc2")(y))
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.layers import BatchNorm, Conv
+from jaxseg.layers import BatchNorm, Conv, he_fan_out
 from jaxseg.ops.pooling import max_pool
 
 __all__ = [
@@ -24,8 +24,6 @@ __all__ = [
     "wide_resnet50_2",
 ]
 
-he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's kaiming_normal_
-
 
 def _conv(
     block: Any, features: int, window: int, name: str, *, stride: int = 1, dilation: int = 1, groups: int = 1
@@ -39,7 +37,7 @@ def _conv(
         kernel_dilation=dilation,
         feature_group_count=groups,
         use_bias=False,
-        kernel_init=he_init,
+        kernel_init=he_fan_out,
         dtype=block.dtype,
         name=name,
         parent=block,

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.layers import BatchNorm, Conv, Dropout
+from jaxseg.layers import BatchNorm, Conv, Dropout, he_fan_out
 from jaxseg.ops.pooling import adaptive_average_pool, dense_max_pool, max_pool, max_pool_with_indices
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "vgg19_bn",
 ]
 
-he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's kaiming_normal_
 
 # torchvision's standardisation, which images of ImageNet's models have
 RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -113,7 +112,7 @@ def _stage(vgg: VGG, x: Array, *, stage: int, dilation: int, train: bool) -> lis
             (3, 3),
             padding="REFLECT" if vgg.reflect else [(pad, pad)] * 2,
             kernel_dilation=dilation,
-            kernel_init=he_init,
+            kernel_init=he_fan_out,
             dtype=vgg.dtype,
             name=f"conv{stage}_{i}",
             parent=vgg,

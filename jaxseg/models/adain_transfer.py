@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.backbones.vgg import VGG, vgg16, vgg19
+from jaxseg.layers import Conv, he_fan_in
 from jaxseg.ops.adain import (
     PORT,
     ChannelStatistics,
@@ -18,7 +19,6 @@ from jaxseg.ops.adain import (
     blend_statistics,
     channel_statistics,
 )
-from jaxseg.ops.conv import conv
 from jaxseg.ops.doubling import conv_after_doubling
 from jaxseg.ops.resize import resize_bilinear
 
@@ -33,9 +33,19 @@ vgg16_relu4_1 = functools.partial(vgg16, depths=(2, 2, 3, 1), features=(64, 128,
 ENCODERS = {"vgg16": vgg16_relu4_1, "vgg19": vgg19_relu4_1}
 
 
-def _after_doubling(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any) -> Array:
-    """For `nn.Conv` to call: its reflection of a doubled image is the border again."""
-    return conv_after_doubling(x, kernel, edge=True)
+class DoublingConv(nn.Module):
+    """A 3x3 convolution of the image doubled by copies and reflected, which of a doubled one is the border again."""
+
+    features: int
+    kernel_init: Callable[..., Array]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 features"]:
+        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return conv_after_doubling(x, kernel, edge=True) + bias
 
 
 class Decoder(nn.Module):
@@ -56,18 +66,20 @@ class Decoder(nn.Module):
         for stage in range(len(self.depths), 0, -1):
             for i in range(self.depths[stage - 1], 0, -1):
                 features = narrower[stage] if i > 1 else narrower[stage - 1]
-                doubles = i == self.depths[stage - 1] and stage < len(self.depths)
+                name = f"conv{stage}_{i}"
                 last = (stage, i) == (1, 1)
-                x = nn.Conv(
-                    features,
-                    (3, 3),
-                    padding="SAME" if doubles else "REFLECT",
-                    conv_general_dilated=_after_doubling if doubles else conv,
-                    kernel_init=nn.initializers.variance_scaling(0.01 if last else 2.0, "fan_in", "normal"),
-                    bias_init=nn.initializers.constant(0.5 if last else 0.0),
-                    dtype=jnp.float32 if last else self.dtype,
-                    name=f"conv{stage}_{i}",
-                )(x)
+                if i == self.depths[stage - 1] and stage < len(self.depths):
+                    x = DoublingConv(features, he_fan_in, self.dtype, name=name)(x)
+                else:
+                    x = Conv(
+                        features,
+                        (3, 3),
+                        padding="REFLECT",
+                        kernel_init=nn.initializers.variance_scaling(0.01, "fan_in", "normal") if last else he_fan_in,
+                        bias_init=nn.initializers.constant(0.5 if last else 0.0),
+                        dtype=jnp.float32 if last else self.dtype,
+                        name=name,
+                    )(x)
                 x = x if last else nn.relu(x)
         return x
 

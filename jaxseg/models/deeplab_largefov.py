@@ -8,14 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.backbones.vgg import VGG, vgg16
-from jaxseg.layers import Conv, Dropout, at_least_float32
+from jaxseg.layers import Conv, Dropout, at_least_float32, he_fan_in
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.pooling import max_pool
 from jaxseg.ops.resize import resize_bilinear
 
 __all__ = ["DeepLabLargeFOV"]
 
-he_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 score_init = nn.initializers.normal(0.01)  # the release's
 
 
@@ -48,7 +47,7 @@ class DeepLabLargeFOV(nn.Module):
                 (window, window),
                 padding=[((window - 1) // 2 * rate,) * 2] * 2,
                 kernel_dilation=rate,
-                kernel_init=he_init,
+                kernel_init=he_fan_in,
                 dtype=self.dtype,
                 name=name,
             )(x)

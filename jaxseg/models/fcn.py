@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.backbones.vgg import VGG, vgg16
-from jaxseg.layers import Conv, ConvTranspose, Dropout, at_least_float32
+from jaxseg.layers import Conv, ConvTranspose, Dropout, at_least_float32, he_fan_in
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.conv import fully_connected_conv
 from jaxseg.ops.dims import Dim
@@ -19,7 +19,6 @@ __all__ = ["FCN", "FCN1x1", "Upsample", "crop", "fcn8s_vgg16", "fcn8s_vgg16_at_o
 
 # "We zero-initialize the class scoring layer, as random initialization yielded neither better performance nor
 # faster convergence" (section 4.1)
-he_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 score_init = nn.initializers.zeros
 
 
@@ -70,7 +69,7 @@ def _head(model: Any, x: Array, fc6_window: int, *, train: bool) -> Array:
             model.fc_features,
             (window, window),
             padding=[(0, 0)] * 2,
-            kernel_init=he_init,
+            kernel_init=he_fan_in,
             dtype=model.dtype,
             conv_general_dilated=fully_connected_conv,
             name=name,

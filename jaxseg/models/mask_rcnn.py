@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxseg.backbones.fpn import FPN
 from jaxseg.backbones.resnet import resnet18, resnet101
-from jaxseg.layers import BatchNorm, ConvNormAct, ConvTranspose, FrozenBatchNorm
+from jaxseg.layers import BatchNorm, ConvNormAct, ConvTranspose, FrozenBatchNorm, he_fan_out
 from jaxseg.models.fast_rcnn import BoxConvHead, BoxHead
 from jaxseg.models.faster_rcnn import FasterRCNN
 from jaxseg.models.output import Detections
@@ -30,8 +30,6 @@ __all__ = [
 ]
 
 PART = 16
-
-he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class MaskHead(nn.Module):
@@ -56,7 +54,7 @@ class ClassMask(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "k s s c"], classes: Int[Array, "k"]) -> Float[Array, "k s s"]:
-        kernel = self.param("kernel", he_init, (1, 1, x.shape[-1], self.num_classes), jnp.float32)
+        kernel = self.param("kernel", he_fan_out, (1, 1, x.shape[-1], self.num_classes), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,), jnp.float32)
         chosen = kernel[0, 0].T[classes].astype(self.dtype)
         highest = jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
@@ -78,7 +76,7 @@ class MaskPredictor(nn.Module):
             (2, 2),
             (2, 2),
             [(1, 1), (1, 1)],
-            kernel_init=he_init,
+            kernel_init=he_fan_out,
             dtype=self.dtype,
             name="conv5_mask",
         )

@@ -9,13 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.backbones.vgg import VGG, vgg16_bn
-from jaxseg.layers import BatchNorm, Conv, at_least_float32
+from jaxseg.layers import BatchNorm, Conv, at_least_float32, he_fan_in
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.pooling import max_pool_with_indices, max_unpool
 
 __all__ = ["SegNet", "SegNetBasic"]
-
-he_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def _decode_stage(model: "SegNet", x: Array, *, stage: int, widths: list[int], train: bool) -> Array:
@@ -26,7 +24,7 @@ def _decode_stage(model: "SegNet", x: Array, *, stage: int, widths: list[int], t
             width,
             (3, 3),
             padding=[(1, 1)] * 2,
-            kernel_init=he_init,
+            kernel_init=he_fan_in,
             dtype=model.dtype,
             name=f"conv{name}",
             parent=model,
@@ -108,7 +106,7 @@ class SegNetBasic(nn.Module):
                 (7, 7),
                 padding=[(3, 3)] * 2,
                 use_bias=False,
-                kernel_init=he_init,
+                kernel_init=he_fan_in,
                 dtype=self.dtype,
                 name=f"conv{name}",
                 parent=model,
@@ -132,5 +130,5 @@ class SegNetBasic(nn.Module):
             places.append(indices)
         for level in range(4, 0, -1):
             x = decode(self, x, places[level - 1], level, sizes[level - 1])
-        logits = Conv(self.num_classes, (1, 1), kernel_init=he_init, dtype=self.dtype, name="conv_classifier")(x)
+        logits = Conv(self.num_classes, (1, 1), kernel_init=he_fan_in, dtype=self.dtype, name="conv_classifier")(x)
         return SegmentationOutput(at_least_float32(logits))

@@ -8,14 +8,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.layers import BatchNorm, Conv, ConvTranspose, Dropout, at_least_float32
+from jaxseg.layers import BatchNorm, Conv, ConvTranspose, Dropout, at_least_float32, he_fan_in
 from jaxseg.models.output import SegmentationOutput
 from jaxseg.ops.pooling import max_pool
 
 __all__ = ["UNet", "UNetValid", "unet_small", "valid_input_size", "valid_output_size"]
 
 # "an initial standard deviation of sqrt(2/N)", N the incoming nodes of one neuron
-he_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 class DoubleConv(nn.Module):
@@ -35,7 +34,7 @@ class DoubleConv(nn.Module):
                 (3, 3),
                 padding=pad,
                 use_bias=self.norm is None,
-                kernel_init=he_init,
+                kernel_init=he_fan_in,
                 dtype=self.dtype,
                 name=f"conv{i}",
             )(x)
@@ -63,7 +62,7 @@ def _upconv(model: Any, x: Array, features: int, name: str) -> Array:
         (2, 2),
         (2, 2),
         padding=[(1, 1)] * 2,
-        kernel_init=he_init,
+        kernel_init=he_fan_in,
         dtype=model.dtype,
         name=name,
         parent=model,
@@ -106,7 +105,7 @@ class UNet(nn.Module):
             features = self.features[level - 1]
             x = _upconv(self, x, features, f"upconv{level}")
             x = conv(jnp.concatenate([skips[level - 1], x], -1), features, f"up{level}")
-        logits = Conv(self.num_classes, (1, 1), kernel_init=he_init, dtype=self.dtype, name="logits")(x)
+        logits = Conv(self.num_classes, (1, 1), kernel_init=he_fan_in, dtype=self.dtype, name="logits")(x)
         return SegmentationOutput(at_least_float32(logits))
 
 
@@ -182,5 +181,5 @@ class UNetValid(nn.Module):
             x = nn.relu(x)  # not in the figure, but in the released net
             skip = _crop(skips[level - 1], x.shape[1:3])
             x = _double_conv(self, jnp.concatenate([skip, x], -1), features, f"up{level}", train=train)
-        logits = Conv(self.num_classes, (1, 1), kernel_init=he_init, dtype=self.dtype, name="logits")(x)
+        logits = Conv(self.num_classes, (1, 1), kernel_init=he_fan_in, dtype=self.dtype, name="logits")(x)
         return SegmentationOutput(at_least_float32(logits))

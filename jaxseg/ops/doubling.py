@@ -61,8 +61,8 @@ def _after_by_differences(x: Array, kernel: Array, edge: bool) -> Array:
 
 def _after(x: Array, kernel: Array, edge: bool) -> Array:
     x = resize_nearest(x, (2 * x.shape[1], 2 * x.shape[2]))
-    if edge:
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    if edge:  # the same, and jax2onnx knows it
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
     padding = "VALID" if edge else "SAME"
     return jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), padding, dimension_numbers=_LAYOUT)
 

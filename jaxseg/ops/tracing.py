@@ -32,9 +32,7 @@ def traced_once(operation: Callable[..., Array]) -> Callable[..., Array]:
     traced = jax.jit(chosen, inline=True, static_argnums=(0, 3, 4), static_argnames=_OPTIONS)
 
     @functools.wraps(operation)
-    def convolve(
-        x: Array, kernel: Array, window_strides: Any = (1, 1), padding: Any = "SAME", **options: Any
-    ) -> Array:
+    def convolve(x: Array, kernel: Array, window_strides: Any = (1, 1), padding: Any = "SAME", **options: Any) -> Array:
         options = {name: _hashable(option) for name, option in options.items()}
         chooser = jax.lax.platform_dependent
         return traced(chooser, x, kernel, _hashable(window_strides), _hashable(padding), **options)
