@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from golden.named import fill, image
 from jax import export
+from models.test_adain_transfer import narrow as style_transfer
 from models.test_detectors import compiled, filled, init_shapes, small
 from models.test_generation import NARROW, case
 from safetensors.numpy import save_file
@@ -150,6 +151,16 @@ def test_onnx_gives_the_models_outputs(name, tmp_path):
 
 
 @pytest.mark.parity
+def test_onnx_stylizes_as_the_model_does(tmp_path):
+    pytest.importorskip("jax2onnx", reason="installed apart: its requirements contradict ours")
+    model, variables = style_transfer()
+    path = pathlib.Path(tmp_path) / "model.onnx"
+    path.write_bytes(export_onnx(model, variables, size=(64, 96)))
+    content, style = image(1, 64, 96), image(1, 64, 96)[:, ::-1]
+    close(run_artifact(path, content, style), jax.jit(forward(model, variables))(content, style))
+
+
+@pytest.mark.parity
 def test_a_detector_in_onnx_says_what_there_is_instead():
     pytest.importorskip("jax2onnx", reason="installed apart: its requirements contradict ours")
     with pytest.raises(ValueError, match=r"cannot say FasterRCNN in ONNX \(.*\); export StableHLO"):
@@ -159,6 +170,7 @@ def test_a_detector_in_onnx_says_what_there_is_instead():
 # apart: jaxtyping's checks, which the tests have on, know no open `n` that broadcasts with itself
 EXPORT = """
 import pathlib, sys
+from models.test_adain_transfer import narrow as style_transfer
 from models.test_detectors import filled
 from jaxseg.export import export_stablehlo
 program = export_stablehlo(*filled("maskrcnn_resnet50_fpn"), size=(64, 96))
