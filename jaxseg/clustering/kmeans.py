@@ -72,7 +72,9 @@ def _means(sums: Array, counts: Array, old: Array) -> Array:
     """Centroids; those of clusters that stay empty become equal to the nearest, so that ties go by number alone."""
     filled = counts[:, None] > 0
     new = jnp.where(filled, sums / jnp.maximum(counts[:, None], 1e-30), jnp.inf)  # infinitely far from all points
-    return jax.lax.cond(jnp.all(filled), lambda: new, lambda: jnp.where(filled, new, new[nearest(old, new)]))
+    # the barrier: fused with the lookup, XLA of jax 0.12 takes the exponential of k to compile
+    near = lambda: new[jax.lax.optimization_barrier(nearest(old, new))]  # noqa: E731
+    return jax.lax.cond(jnp.all(filled), lambda: new, lambda: jnp.where(filled, new, near()))
 
 
 def _lloyd(blocks: Blocks, centroids: Array, max_iterations: int, tolerance: Array):
