@@ -8,6 +8,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 from jaxtyping import Array
@@ -26,7 +27,7 @@ from jaxseg.backbones.resnet import (
 )
 from jaxseg.backbones.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 
-__all__ = ["BACKBONES", "backbone_fields", "features_named", "first_at_stride8"]
+__all__ = ["BACKBONES", "backbone_fields", "described_backbone", "features_named", "first_at_stride8"]
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {  # by torchvision's names
     "googlenet": googlenet,
@@ -58,6 +59,27 @@ def backbone_fields(backbone: Callable[..., nn.Module], **fields: object) -> dic
         constructor = constructor.func
     assert isinstance(constructor, type)
     return {k: v for k, v in fields.items() if k in {f.name for f in dataclasses.fields(constructor)}}
+
+
+def described_backbone(backbone: Any) -> Any:
+    """A backbone as JSON has it: its name, with fields of its own `{"name": "resnet50", "multi_grid": [1, 2, 4]}`.
+
+    What is neither of BACKBONES nor a `functools.partial` of one is given back.
+    """
+    if not isinstance(backbone, functools.partial):
+        return backbone
+    own = backbone.keywords
+    fit = {  # a partial of a partial is one of the class: the name is that of the backbone it has most in common with
+        name: {field: value for field, value in own.items() if named.keywords.get(field) != value}
+        for name, named in BACKBONES.items()
+        if isinstance(named, functools.partial)
+        and (named.func, named.args) == (backbone.func, backbone.args)
+        and named.keywords.keys() <= own.keys()
+    }
+    if not fit:
+        return backbone
+    name = min(fit, key=lambda name: len(fit[name]))
+    return {"name": name, **fit[name]} if fit[name] else name
 
 
 def first_at_stride8(backbone: nn.Module) -> str:

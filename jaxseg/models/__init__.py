@@ -5,7 +5,7 @@ import difflib
 import functools
 import numbers
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -178,6 +178,28 @@ def _demand_backbone(name: str, backbone: Callable[..., nn.Module]) -> None:
         )
 
 
+def _kinds(constructor: Callable[..., nn.Module]) -> dict[str, Any]:
+    """The fields of a module's class and their types."""
+    return {f.name: f.type for f in dataclasses.fields(_model_class(constructor)) if f.name not in ("parent", "name")}
+
+
+def _named_backbone(described: str | Mapping[str, Any]) -> Callable[..., nn.Module]:
+    """The backbone of that name, or of `{"name": name, **fields}`; ValueError for one that there is not."""
+    fields = {"name": described} if isinstance(described, str) else dict(described)
+    name = fields.pop("name", None)
+    if name not in BACKBONES:
+        raise ValueError(f'no backbone "{name}"{_nearest(str(name), BACKBONES)}')
+    kinds = _kinds(BACKBONES[name])
+    for field, value in fields.items():
+        if field not in kinds:
+            raise ValueError(
+                f'backbone "{name}" has no field "{field}"{_nearest(field, kinds)} (fields: {", ".join(kinds)})'
+            )
+        _demand_kind(name, field, value, kinds[field])
+    fields = {field: _tuples(value) for field, value in fields.items()}
+    return functools.partial(BACKBONES[name], **fields) if fields else BACKBONES[name]
+
+
 def _constructor(name: str) -> Callable[..., nn.Module]:
     if name not in MODELS:
         raise ValueError(f'no model "{name}"{_nearest(name, MODELS)} jaxseg.MODELS lists all')
@@ -231,7 +253,8 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
     """The model of that name in MODELS, with `fields` of its class replaced.
 
     `num_classes` is for models that score classes, and for the conditional form of a generator. As JSON has no
-    others, a `backbone` or `encoder` may be a name in `jaxseg.backbones.BACKBONES`, the `vgg` of `adain_transfer`
+    others, a `backbone` or `encoder` may be a name in `jaxseg.backbones.BACKBONES`, or `{"name": "resnet50", **fields}`
+    for one with fields of its own such as `"multi_grid": [1, 2, 4]`, the `vgg` of `adain_transfer`
     "vgg16" or "vgg19", a `norm` or `head_norm` a name in `jaxseg.layers.NORMS`, and a tuple a list. Raises ValueError,
     with the nearest name there is, for a model, a field or a backbone that does not exist, for a field of another kind
     than the model's, and, with those that fit, for a backbone that the model cannot stand on.
@@ -239,7 +262,7 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
     constructor = _constructor(name)
     if num_classes is not None:
         fields["num_classes"] = num_classes
-    kinds = {f.name: f.type for f in dataclasses.fields(_model_class(constructor)) if f.name not in ("parent", "name")}
+    kinds = _kinds(constructor)
     known = list(kinds)
     if scores_classes(name) and "num_classes" not in fields:
         raise ValueError(f'model "{name}" scores classes: give num_classes')
@@ -253,10 +276,8 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
                 f'model "{name}" has no field "{field}"{_nearest(field, known)} (fields: {", ".join(known)})'
             )
         _demand_kind(name, field, fields[field], kinds[field])
-        if field in ("backbone", "encoder") and isinstance(fields[field], str):
-            if fields[field] not in BACKBONES:
-                raise ValueError(f'no backbone "{fields[field]}"{_nearest(fields[field], BACKBONES)}')
-            fields[field] = BACKBONES[fields[field]]
+        if field in ("backbone", "encoder") and isinstance(fields[field], (str, Mapping)):
+            fields[field] = _named_backbone(fields[field])
         if field == "vgg" and isinstance(fields[field], str):
             if fields[field] not in ENCODERS:
                 raise ValueError(f'no encoder "{fields[field]}"; there is {", ".join(ENCODERS)}')

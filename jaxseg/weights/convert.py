@@ -9,7 +9,7 @@ import flax.linen as nn
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxseg.backbones import BACKBONES
+from jaxseg.backbones import BACKBONES, described_backbone
 from jaxseg.layers import NORMS
 from jaxseg.models import create_model
 from jaxseg.models.adain_transfer import ENCODERS, AdaINTransfer
@@ -65,7 +65,7 @@ def load_model(folder: str | pathlib.Path) -> LoadedModel:
 def _jsonable(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields, backbones, encoders, norms and poolings by their names; ValueError for one that JSON cannot hold."""
     names = {id(constructor): name for name, constructor in (BACKBONES | ENCODERS | NORMS | POOLS).items()}
-    plain = {k: names.get(id(v), v) for k, v in fields.items()}
+    plain = {k: names.get(id(v), described_backbone(v)) for k, v in fields.items()}
     for field, value in plain.items():
         try:
             json.dumps(value)

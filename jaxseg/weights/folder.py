@@ -41,6 +41,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 
+MOST_BLOCKS = 512  # of a backbone: as many are traced in a minute
 LARGEST = 2**16  # number in a description: no model has as many classes, features or pixels on a side
 
 
@@ -139,7 +140,13 @@ def description(folder: pathlib.Path) -> dict[str, Any] | None:
         described = read_json(path).get("model")
         if not isinstance(described, dict) or not isinstance(described.get("name"), str):
             raise WeightsMismatch(f"{path} describes no model: it has no field model with a name")
-        _demand_plain(path, described)
+        backbones = {k: v for k, v in described.items() if k in ("backbone", "encoder") and isinstance(v, dict)}
+        for of_its_own in backbones.values():
+            _demand_plain(path, of_its_own)
+            depths = of_its_own.get("depths")
+            if isinstance(depths, list) and sum(n for n in depths if isinstance(n, int)) > MOST_BLOCKS:
+                raise WeightsMismatch(f"{path}: depths are {str(depths)[:80]}, which no backbone has")
+        _demand_plain(path, {k: v for k, v in described.items() if k not in backbones})
         return described
     if (folder / "config.json").is_file():
         return smp_model(read_json(folder / "config.json"))

@@ -1,5 +1,6 @@
 """Folders that say what model they are of: `jaxseg convert`'s, and segmentation-models-pytorch's of the hub."""
 
+import functools
 import json
 
 import jax
@@ -10,6 +11,8 @@ from golden.named import fill, image
 from safetensors.numpy import load_file, save_file
 
 import jaxseg
+from jaxseg.backbones import described_backbone
+from jaxseg.backbones.resnet import wide_resnet50_2
 from jaxseg.cli import main
 from jaxseg.layers import GroupNorm
 from jaxseg.models.pspnet import pool_of
@@ -251,6 +254,38 @@ def test_the_max_pooling_pspnet_is_saved_by_the_name_of_its_pooling(tmp_path):
     assert (pool_of("max"), pool_of("average")) == (adaptive_max_pool, adaptive_average_pool)
     with pytest.raises(ValueError, match='no pooling "min"; there is average, max'):
         pool_of("min")
+
+
+def test_a_backbone_with_fields_of_its_own_is_saved_by_its_name_and_them(tmp_path):
+    wide = functools.partial(wide_resnet50_2, depths=(1, 1, 1, 1), base_width=8, multi_grid=(1, 2, 4))
+    model = jaxseg.create_model("deeplabv3_resnet50", 5, backbone=wide, features=8)
+    variables = fill(jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image(1, 64, 64)))
+    jaxseg.save_model(tmp_path, variables, "deeplabv3_resnet50", 5, backbone=wide, features=8)
+    described = json.loads((tmp_path / "model.json").read_text())["model"]["backbone"]
+    assert described["name"] == "resnet50"  # of the width given it is no longer wide_resnet50_2
+    assert described["multi_grid"] == [1, 2, 4]
+    found, loaded = jaxseg.load_model(tmp_path)
+    assert found.backbone().multi_grid == (1, 2, 4)
+    assert found.backbone() == wide()
+    assert_equal(loaded, variables)
+    named = {"name": "resnext50_32x4d", "multi_grid": [1, 2]}
+    built = jaxseg.create_model("fcn_resnet50", 5, backbone=named).backbone
+    assert described_backbone(built) == {"name": "resnext50_32x4d", "multi_grid": (1, 2)}
+    assert described_backbone(wide_resnet50_2) == "wide_resnet50_2"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ({"name": "resnet51"}, 'no backbone "resnet51"; did you mean "resnet5'),
+        ({"multi_grid": [1]}, 'no backbone "None"'),
+        ({"name": "resnet50", "multigrid": [1]}, 'has no field "multigrid"; did you mean "multi_grid"'),
+        ({"name": "resnet50", "multi_grid": "wide"}, "is a list of whole numbers, got 'wide'"),
+    ],
+)
+def test_a_backbone_described_wrongly_is_named(backbone, message):
+    with pytest.raises(ValueError, match=message):
+        jaxseg.create_model("deeplabv3_resnet50", 5, backbone=backbone)
 
 
 def test_a_detector_is_saved_with_its_norm_and_anchors(tmp_path):

@@ -14,6 +14,7 @@ from jaxseg.weights import load_model
 from jaxseg.weights.folder import description
 
 OURS = {"name": "unet_small", "num_classes": 3, "features": [4, 6, 8], "dropout": 0.0, "dtype": "float32"}
+DILATED = {"name": "fcn_resnet50", "num_classes": 3, "backbone": {"name": "resnet50", "multi_grid": [1, 2]}}
 SMP = {"_model_class": "PSPNet", "encoder_name": "resnet34", "classes": 3, "encoder_depth": 3, "psp_dropout": 0.1}
 SMP |= {"decoder_channels": [8, 8, 8, 8, 8], "decoder_atrous_rates": [2, 4], "upsampling": 8, "activation": None}
 
@@ -25,7 +26,9 @@ def described(folder):
         return {"num_classes": 1}
 
 
-@pytest.mark.parametrize(("name", "tree"), [("model.json", {"model": OURS}), ("config.json", SMP)])
+@pytest.mark.parametrize(
+    ("name", "tree"), [("model.json", {"model": OURS}), ("model.json", {"model": DILATED}), ("config.json", SMP)]
+)
 def test_any_value_of_a_description_may_be_any_other(tmp_path, name, tree):
     path, seed = tmp_path / name, json.dumps(tree).encode()
 
@@ -57,6 +60,9 @@ def test_any_value_of_a_description_may_be_any_other(tmp_path, name, tree):
         ("model.json", {"model": {**OURS, "num_classes": -3}}, "at least 1 class, got num_classes=-3"),
         ("model.json", {"model": {**OURS, "norm": "x"}}, 'no norm "x"; there is batch, frozen, group'),
         ("model.json", {"model": {"name": "stylegan_generator", "resolution": 2**40}}, "resolution is 1099511627776"),
+        ("model.json", {"model": {**DILATED, "backbone": {"name": []}}}, "describes no model that can be made"),
+        ("model.json", {"model": {**DILATED, "backbone": {"depths": [9**4] * 4}}}, "depths are .6561, "),
+        ("model.json", {"model": {**OURS, "norm": {"name": "batch"}}}, "norm is {'name': 'batch'}, which no model has"),
         ("config.json", "x", "no description of a model"),
         ("config.json", {**SMP, "_model_class": []}, "names no class and encoder"),
         ("config.json", {**SMP, "encoder_depth": 60_000}, "encoder_depth=60000"),
