@@ -76,6 +76,8 @@ def convolutions(jaxpr):
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
             yield equation
+        if "jaxpr" in equation.params:  # jax 0.11 inlines what says so when it lowers
+            yield from convolutions(equation.params["jaxpr"].jaxpr)
         branches = equation.params.get("branches", ())
         platforms = equation.params.get("branches_platforms") or [None] * len(branches)
         for branch, platform in zip(branches, platforms, strict=True):
