@@ -131,7 +131,7 @@ def test_scores_and_gradients_are_genforces(case_of):
     np.testing.assert_allclose(penalty, expected["penalty"][0], rtol=1e-4)
     second = of_params[f"conv_{resolution}_1"]["kernel"][1, 1].T[:, :4]
     scale = np.abs(expected["penalty gradient"]).max()
-    # else 2e-6; one value of StyleGAN's at 128 is zero to rounding before its leaky ReLU, and weighs 1e-4 of the gradient
+    # rounding is 2e-6; one value of StyleGAN's at 128 lies at its leaky ReLU's kink, either side, and is worth 1e-4
     np.testing.assert_allclose(second, expected["penalty gradient"], atol=(2e-4 if resolution == 128 else 1e-5) * scale)
 
 
