@@ -65,8 +65,8 @@ class Compile:
     remat: bool = False
     """Recompute activations in the backward pass, where the model can."""
     quick: bool = False
-    """Ask the compiler for its least effort: a third of its time, the same FLOPs and collectives, memory within a few
-    percent; the traffic it estimates may differ more."""
+    """Ask the compiler for its least effort: a third of its time, the same FLOPs and collectives, a training step's
+    memory within a few percent; the traffic it estimates may differ more."""
     out: pathlib.Path | None = None
     """A JSON file for the figures, and beside it the same as .md; rows for other programs in it stay."""
 
@@ -105,12 +105,12 @@ def _identity(config: Compile, name: str, what: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def _effort(quick: bool) -> Iterator[None]:
     """XLA's effort for what is compiled within."""
-    before = jax.config.jax_exec_time_optimization_effort  # type: ignore[attr-defined]
-    jax.config.update("jax_exec_time_optimization_effort", -1.0 if quick else before)
+    before = jax.config.jax_optimization_level  # type: ignore[attr-defined]
+    jax.config.update("jax_optimization_level", "O0" if quick else before)
     try:
         yield
     finally:
-        jax.config.update("jax_exec_time_optimization_effort", before)
+        jax.config.update("jax_optimization_level", before)
 
 
 def _compiled(config: Compile, name: str, what: str) -> dict[str, Any]:
