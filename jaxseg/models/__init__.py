@@ -187,7 +187,7 @@ def _named_backbone(described: str | Mapping[str, Any]) -> Callable[..., nn.Modu
     """The backbone of that name, or of `{"name": name, **fields}`; ValueError for one that there is not."""
     fields = {"name": described} if isinstance(described, str) else dict(described)
     name = fields.pop("name", None)
-    if name not in BACKBONES:
+    if not isinstance(name, str) or name not in BACKBONES:
         raise ValueError(f'no backbone "{name}"{_nearest(str(name), BACKBONES)}')
     kinds = _kinds(BACKBONES[name])
     for field, value in fields.items():
