@@ -34,8 +34,9 @@ __all__ = [
     "divisible_by_8",
 ]
 
-he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # He et al. 2015
-he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's kaiming_normal_
+_once = functools.partial(jax.jit, inline=True, static_argnums=(1, 2))  # traced once for each shape and dtype
+he_fan_in = _once(nn.initializers.variance_scaling(2.0, "fan_in", "normal"))  # He et al. 2015
+he_fan_out = _once(nn.initializers.variance_scaling(2.0, "fan_out", "normal"))  # torchvision's kaiming_normal_
 Conv = functools.partial(nn.Conv, conv_general_dilated=conv)  # every convolution of the zoo without a form of its own
 
 
@@ -48,6 +49,14 @@ def divisible_by_8(channels: int | float) -> int:
     """The nearest multiple of 8, at least 8 and nine tenths of `channels`: MobileNets' rounding."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+@functools.partial(jax.jit, inline=True, static_argnums=(5, 6, 7))  # as in `jaxseg.ops.tracing`
+def _normalized(
+    x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float, dtype: Any, chooser: Callable
+) -> Array:
+    factor = scale * jax.lax.rsqrt(var + epsilon)
+    return (x * factor + (bias - mean * factor)).astype(dtype)
 
 
 class BatchNorm(nn.Module):
@@ -88,8 +97,7 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         dtype = self.dtype or x.dtype
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        return (x * factor + (bias - mean * factor)).astype(dtype)
+        return _normalized(x, mean, var, scale, bias, self.epsilon, dtype, jax.lax.platform_dependent)
 
 
 class FrozenBatchNorm(nn.Module):

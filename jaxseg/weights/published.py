@@ -70,7 +70,7 @@ class Loaded(NamedTuple):
 
 @functools.lru_cache(maxsize=8)  # tracing a model is what reading small weights takes
 def _traced(model: nn.Module) -> dict[Path, jax.ShapeDtypeStruct]:
-    size = 572 if isinstance(model, UNetValid) else 64
+    size = 572 if isinstance(model, UNetValid) else 512
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     inputs = model.inputs(images) if isinstance(model, (*GENERATION, AdaINTransfer)) else (images,)
     tree = jax.eval_shape(lambda *inputs: model.init(jax.random.key(0), *inputs, train=False), *inputs)
