@@ -287,7 +287,7 @@ def test_what_is_larger_than_the_file_is_not_made(tmp_path):
             archive.filelist.append(info)
         archive.start_dir, archive._didModify = len(body), True
     with zipfile.ZipFile(tmp_path / "overlap.pth") as archive:
-        assert sum(len(archive.read(name)) for name in archive.namelist()) > 4 * len(body)
+        assert sum(info.file_size for info in archive.infolist()) > 4 * len(body)  # Python 3.13 does not read it
     with pytest.raises(ValueError, match="its entries overlap"):
         read_pth(tmp_path / "overlap.pth")
 
