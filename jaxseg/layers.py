@@ -114,8 +114,8 @@ class FrozenBatchNorm(nn.Module):
     def __call__(self, x: Float[Array, "*n c"], *, train: bool) -> Float[Array, "*n c"]:
         start = {"scale": jnp.ones, "bias": jnp.zeros, "mean": jnp.zeros, "var": jnp.ones}
         kept = {k: self.variable("batch_stats", k, f, x.shape[-1:], jnp.float32).value for k, f in start.items()}
-        factor = kept["scale"] * jax.lax.rsqrt(kept["var"] + self.epsilon)
-        return (x * factor + (kept["bias"] - kept["mean"] * factor)).astype(self.dtype or x.dtype)
+        mean, var, scale, bias = (kept[k] for k in ("mean", "var", "scale", "bias"))
+        return _normalized(x, mean, var, scale, bias, self.epsilon, self.dtype or x.dtype, jax.lax.platform_dependent)
 
 
 class GroupNorm(nn.Module):
