@@ -263,7 +263,6 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
     if num_classes is not None:
         fields["num_classes"] = num_classes
     kinds = _kinds(constructor)
-    known = list(kinds)
     if scores_classes(name) and "num_classes" not in fields:
         raise ValueError(f'model "{name}" scores classes: give num_classes')
     if "num_classes" in fields:
@@ -271,9 +270,9 @@ def create_model(name: str, num_classes: int | None = None, **fields: Any) -> nn
     if scores_classes(name) and fields["num_classes"] < 1:
         raise ValueError(f'model "{name}" scores at least 1 class, got num_classes={fields["num_classes"]}')
     for field in list(fields):
-        if field not in known:
+        if field not in kinds:
             raise ValueError(
-                f'model "{name}" has no field "{field}"{_nearest(field, known)} (fields: {", ".join(known)})'
+                f'model "{name}" has no field "{field}"{_nearest(field, kinds)} (fields: {", ".join(kinds)})'
             )
         _demand_kind(name, field, fields[field], kinds[field])
         if field in ("backbone", "encoder") and isinstance(fields[field], (str, Mapping)):
