@@ -5,6 +5,7 @@ Both take the same pure `update(state, batch, key)`. A `Placement` is what `fit`
 
 import functools
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from jaxseg.ops.batch import BATCH_AXIS
+from jaxseg.ops.conv import WIDTH_AXIS
 
 __all__ = ["Placement", "make_mesh", "over_mesh", "over_pmap", "topology_devices"]
 
@@ -27,7 +29,7 @@ class Placement(NamedTuple):
 
     name: str  # for the log: "jit data=4 fsdp=2"
     batch_devices: int  # the global batch divides by this
-    height_devices: int  # and the height of images by this
+    image_devices: tuple[int, int]  # and images' height and width by these
     put_batch: Callable[[Mapping[str, np.ndarray]], PyTree]  # this process's slice of the batch -> device arrays
     put_state: Callable[[PyTree], PyTree]  # a state on the host or one device -> placed; never aliases its input
     shape_batch: Callable[[PyTree], PyTree]  # shapes of the global batch -> shapes with shardings, to compile ahead
@@ -38,25 +40,27 @@ class Placement(NamedTuple):
     compile_evaluate: Callable[[Callable], Callable]  # evaluate -> (state, batch) -> sums
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, spatial: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of axes `data` (batch), `fsdp` (batch, parameters and optimizer state) and `spatial` (image height).
+def make_mesh(
+    data: int = -1, fsdp: int = 1, spatial: int = 1, width: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh of axes `data` (batch), `fsdp` (batch, parameters, optimizer state), `spatial` (height) and `width`.
 
     `data=-1` takes the devices that the other axes leave. Raises ValueError for an axis below 1, and where the
     axes do not multiply to the devices there are.
     """
     devices = jax.devices() if devices is None else devices
-    if min(fsdp, spatial) < 1 or (data < 1 and data != -1):
-        raise ValueError(f"axes of a mesh are 1 or more, got data={data} fsdp={fsdp} spatial={spatial}")
+    others = {"fsdp": fsdp, "spatial": spatial, WIDTH_AXIS: width}
     if data == -1:
-        data = max(len(devices) // (fsdp * spatial), 1)
-    if data * fsdp * spatial != len(devices):
+        data = max(len(devices) // max(math.prod(others.values()), 1), 1)
+    axes = {"data": data, **others}
+    said = " ".join(f"{name}={size}" for name, size in axes.items())
+    if min(axes.values()) < 1:
+        raise ValueError(f"axes of a mesh are 1 or more, got {said}")
+    if (product := math.prod(axes.values())) != len(devices):
         raise ValueError(
-            f"a mesh of data={data} fsdp={fsdp} spatial={spatial} needs {data * fsdp * spatial} devices, "
-            f"there are {len(devices)}; make the product equal to it"
+            f"a mesh of {said} needs {product} devices, there are {len(devices)}; make the product equal to it"
         )
-    return jax.make_mesh(
-        (data, fsdp, spatial), ("data", "fsdp", "spatial"), (AxisType.Auto,) * 3, devices=list(devices)
-    )
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), (AxisType.Auto,) * len(axes), devices=list(devices))
 
 
 _NO_TPU = {  # what libtpu would ask of a cloud machine, and say at length that it is none
@@ -106,10 +110,14 @@ def _fsdp_spec(shape: tuple[int, ...], size: int) -> PartitionSpec:
 
 
 def over_mesh(mesh: Mesh) -> Placement:
-    """One program over a mesh: the batch over `data` and `fsdp`, parameters over `fsdp`, height over `spatial`."""
+    """One program over a mesh that `make_mesh` made.
+
+    The batch lies over `data` and `fsdp`, parameters over `fsdp`, images' height over `spatial`, width over `width`.
+    """
     sizes = dict(mesh.shape)
     replicated = NamedSharding(mesh, PartitionSpec())
-    examples = mesh.devices.reshape(-1, sizes["spatial"])  # those of a row share the height of the same images
+    image_devices = sizes["spatial"], sizes[WIDTH_AXIS]
+    examples = mesh.devices.reshape(-1, math.prod(image_devices))  # those of a row share the same images
     across = any(len({device.process_index for device in row}) > 1 for row in examples)
 
     def state_sharding(x: Any) -> NamedSharding:
@@ -121,10 +129,10 @@ def over_mesh(mesh: Mesh) -> Placement:
         return jax.make_array_from_callback(host.shape, state_sharding(host), lambda index: host[index])
 
     def batch_sharding(x: Any) -> NamedSharding:
-        spatial = "spatial" if sizes["spatial"] > 1 and x.ndim >= 3 else None
-        return NamedSharding(
-            mesh, PartitionSpec(("data", "fsdp"), spatial) if spatial else PartitionSpec(("data", "fsdp"))
-        )
+        shares = [axis if sizes[axis] > 1 else None for axis in ("spatial", WIDTH_AXIS)]
+        while shares and (x.ndim < 3 or shares[-1] is None):
+            shares.pop()
+        return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), *shares))
 
     def put_batch(batch: Mapping[str, np.ndarray]) -> PyTree:
         if not across:
@@ -140,7 +148,8 @@ def over_mesh(mesh: Mesh) -> Placement:
 
     def compile_update(update: Callable) -> Callable:
         def step_update(state: PyTree, batch: PyTree, key: jax.Array, step: Any) -> tuple[PyTree, PyTree]:
-            state, metrics = update(state, batch, jax.random.fold_in(key, step))
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `conv` to see
+                state, metrics = update(state, batch, jax.random.fold_in(key, step))
             # an output left to XLA may come back in another layout, and the second call would recompile
             placed = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, state_sharding(x)), state)
             return placed, jax.lax.with_sharding_constraint(metrics, replicated)
@@ -154,7 +163,7 @@ def over_mesh(mesh: Mesh) -> Placement:
     return Placement(
         name=f"jit {axes}",
         batch_devices=sizes["data"] * sizes["fsdp"],
-        height_devices=sizes["spatial"],
+        image_devices=image_devices,
         put_batch=put_batch,
         put_state=lambda state: jax.tree.map(put_leaf, state),
         shape_batch=functools.partial(shaped, batch_sharding),
@@ -206,7 +215,7 @@ def over_pmap(devices: Sequence[Any] | None = None) -> Placement:
     return Placement(
         name=f"pmap over {len(every)} device{'s' * (len(every) > 1)}",
         batch_devices=len(every),
-        height_devices=1,
+        image_devices=(1, 1),
         put_batch=put_batch,
         put_state=put_state,
         shape_batch=lambda shapes: jax.tree.map(

@@ -262,7 +262,7 @@ def test_words_that_mean_nothing_together_are_refused_before_a_program_is_compil
     monkeypatch.setattr(cli_compile.parallel, "topology_devices", lambda name: jax.devices())
     for words in (["--shard", "data=2"], ["--topology", "v4:2x2x1"], ["--quick"]):
         assert "--lower knows no devices" in refusal(capsys, "--lower", "cuda", *words)
-    assert "use a height such as 104" in refusal(capsys, "--size", "97x96", "--shard", "spatial=8")
+    assert "use one such as 104x96" in refusal(capsys, "--size", "97x96", "--shard", "spatial=8")
     assert "is the file of figures" in refusal(capsys, "--lower", "cuda", "--out", str(tmp_path / "lowered.md"))
     (tmp_path / "file").touch()
     assert "is a file, not a folder" in refusal(capsys, "--lower", "cuda", "--out", str(tmp_path / "file" / "a.json"))

@@ -25,6 +25,7 @@ __all__ = [
     "checked",
     "class_share",
     "demand_positive",
+    "demand_shared",
     "describe",
     "evaluation_split",
     "mesh_axes",
@@ -138,15 +139,25 @@ def demand_positive(**options: int | None) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is at least 1, got {value}")
 
 
+def demand_shared(size: tuple[int, int], placement: parallel.Placement) -> None:
+    """Raises ValueError for images whose height or width does not divide over the devices that share it."""
+    good = [-(-side // n) * n for side, n in zip(size, placement.image_devices, strict=True)]
+    if [*size] != good:
+        raise ValueError(
+            f"--size {size[0]}x{size[1]} does not divide over {placement.name}; use one such as {good[0]}x{good[1]}"
+        )
+
+
 def mesh_axes(shard: str) -> dict[str, Any]:
     """Axes and sizes of `data=4,fsdp=2`."""
     axes: dict[str, Any] = {}
     for part in filter(None, shard.split(",")):
         name, _, size = part.partition("=")
-        if name not in ("data", "fsdp", "spatial") or not size.isdecimal() or int(size) < 1 or name in axes:
+        known = name in ("data", "fsdp", "spatial", "width")
+        if not known or not size.isdecimal() or int(size) < 1 or name in axes:
             raise ValueError(
-                f"--shard is made of data=N, fsdp=N and spatial=N, each at most once and 1 or more, got {part!r} in "
-                f"{shard!r}; e.g. data=4,fsdp=2"
+                f"--shard is made of data=N, fsdp=N, spatial=N and width=N, each at most once and 1 or more, got "
+                f"{part!r} in {shard!r}; e.g. data=4,fsdp=2"
             )
         axes[name] = int(size)
     return axes

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import sys
@@ -21,7 +22,7 @@ from rich.table import Table
 from jaxseg import aot, parallel
 from jaxseg.bench.tables import markdown
 from jaxseg.checkpoint import require_writable
-from jaxseg.cli.arguments import Size, demand_positive, mesh_axes, nearest_model
+from jaxseg.cli.arguments import Size, demand_positive, demand_shared, mesh_axes, nearest_model
 from jaxseg.models import MODELS
 from jaxseg.programs import is_trained_alone, sized_model
 
@@ -57,7 +58,7 @@ class Compile:
     apply: bool = False
     """The forward pass."""
     shard: str = ""
-    """Mesh axes, such as `data=4,spatial=2`; default: all chips on data."""
+    """Mesh axes, such as `data=4,spatial=2` or `spatial=4,width=2`; default: all chips on data."""
     classes: int = 21
     """Number of classes."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -119,15 +120,11 @@ def _compiled(config: Compile, name: str, what: str) -> dict[str, Any]:
     model, size = _model(config, name)
     if config.batch % placement.batch_devices:
         raise ValueError(f"--batch {config.batch} does not divide over {placement.batch_devices} chips")
-    if size[0] % (n := placement.height_devices):
-        raise ValueError(
-            f"--size {size[0]}x{size[1]} does not divide over {n} chips on spatial; use a height such as "
-            f"{-(-size[0] // n) * n}"
-        )
+    demand_shared(size, placement)
     row = _identity(config, name, what)
     start = time.perf_counter()
     compiler = aot.compile_train if what == "train" else aot.compile_apply
-    devices = placement.batch_devices * placement.height_devices
+    devices = placement.batch_devices * math.prod(placement.image_devices)
     try:
         with _effort(config.quick):
             cost = compiler(model, placement, size, config.batch, devices=devices)

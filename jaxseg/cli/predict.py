@@ -61,7 +61,7 @@ class Predict:
     batch: int = 1
     """Images, or with windows, scales or flip windows, that the model sees at once."""
     shard: str = ""
-    """See images whole at their own size, the height shared out among devices, such as `spatial=8`."""
+    """See images whole at their own size, shared out among devices, such as `spatial=8` or `spatial=4,width=2`."""
 
 
 def _tails(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, pathlib.Path]:

@@ -21,6 +21,7 @@ from jaxseg.cli.arguments import (
     Size,
     checked,
     demand_positive,
+    demand_shared,
     describe,
     evaluation_split,
     nearest_model,
@@ -77,7 +78,7 @@ class Train:
     parallel: Literal["jit", "pmap"] = "jit"
     """One program over a mesh of all devices, or pmap."""
     shard: str = ""
-    """Mesh axes for jit, such as `data=4,fsdp=2` or `data=2,spatial=4`; default: all devices on data."""
+    """Mesh axes for jit, such as `data=4,fsdp=2` or `data=2,spatial=2,width=2`; default: all devices on data."""
     distributed: str | None = None
     """Several processes: `auto` on a cluster that JAX knows, else `ADDRESS:PORT,PROCESSES,THIS`."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -203,9 +204,7 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
     if config.border_weights and not set(BORDER) & set(config.loss.split("+")):
         raise ValueError(f"--border-weights weigh the cross-entropy; --loss is {config.loss}")
     placement = placement_of(config.parallel, config.shard)
-    if config.size[0] % placement.height_devices:
-        good = -(-config.size[0] // placement.height_devices) * placement.height_devices
-        raise ValueError(f"--size {config.size[0]}x{config.size[1]}: {placement.name} needs a height such as {good}")
+    demand_shared(config.size, placement)
     demand_divisible(config.batch, placement)
     asked = config.ignore_label, config.validation_fraction
     train = open_split(config.data, "train", *asked)

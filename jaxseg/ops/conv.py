@@ -12,7 +12,9 @@ from jaxseg.ops.atrous import atrous_conv
 from jaxseg.ops.tracing import traced_once
 from jaxseg.ops.winograd import tiles_pay, winograd
 
-__all__ = ["conv", "conv_transpose", "fully_connected_conv"]
+__all__ = ["WIDTH_AXIS", "conv", "conv_transpose", "fully_connected_conv"]
+
+WIDTH_AXIS = "width"  # of a mesh: the images' width is shared out over it
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 LEAST_CHANNELS = 32  # below, turning an image round takes what the products save
@@ -172,7 +174,11 @@ def _(strides: tuple[int, int], pads: Pads, primals: Any, tangents: Any) -> tupl
         return out
 
     by_xla = functools.partial(_by_xla, strides=strides, pads=pads)
-    by_kernel = jax.lax.platform_dependent(x, dkernel, cpu=along, default=by_xla)
+    if jax.sharding.get_abstract_mesh().shape.get(WIDTH_AXIS, 1) > 1:
+        # `along` lays a row's pixels beside the batch, which leaves the axis idle: XLA then multiplies by it
+        by_kernel = by_xla(x, dkernel)
+    else:
+        by_kernel = jax.lax.platform_dependent(x, dkernel, cpu=along, default=by_xla)
     return y, _conv(dx, kernel, strides, pads) + by_kernel
 
 

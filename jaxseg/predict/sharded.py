@@ -1,4 +1,4 @@
-"""An image larger than a device: whole, its height in shares over the devices of a mesh."""
+"""An image larger than a device: whole, its height and width in shares over the devices of a mesh."""
 
 import functools
 import math
@@ -20,15 +20,17 @@ from jaxseg.predict.whole import compiled_logits, logits_size
 __all__ = ["sharded_predictor", "shared_canvas"]
 
 
-def shared_canvas(model: nn.Module, variables: PyTree, size: tuple[int, int], shares: int) -> tuple[int, int]:
-    """The least canvas for an image of `size` that the model takes and whose height divides into `shares`.
+def shared_canvas(
+    model: nn.Module, variables: PyTree, size: tuple[int, int], shares: tuple[int, int]
+) -> tuple[int, int]:
+    """The least canvas for an image of `size` that the model takes and whose height and width divide into `shares`.
 
     Raises ValueError for a model whose logits are smaller than its input.
     """
     refused: ValueError | None = None
     for multiple in (1, 32):
-        down = math.lcm(multiple, shares)
-        canvas = (-(-size[0] // down) * down, -(-size[1] // multiple) * multiple)
+        down, along = (math.lcm(multiple, n) for n in shares)
+        canvas = (-(-size[0] // down) * down, -(-size[1] // along) * along)
         try:
             found = logits_size(compiled_logits(model), variables, canvas)
         except ValueError as error:  # it wants multiples of its stride
@@ -41,7 +43,7 @@ def shared_canvas(model: nn.Module, variables: PyTree, size: tuple[int, int], sh
             )
         return canvas
     raise ValueError(
-        f"{type(model).__name__} takes no image of {size[0]}x{size[1]} in {shares} shares of its height "
+        f"{type(model).__name__} takes no image of {size[0]}x{size[1]} in {shares[0]}x{shares[1]} shares "
         f"({str(refused).splitlines()[0]}); leave --shard out"
     ) from refused
 
@@ -52,17 +54,17 @@ def sharded_predictor(
     """A function from up to `batch` RGB images of any sizes to their int32 labels `[h, w]`, by all of a mesh.
 
     Each image is seen whole and at its own size, below and to the right filled up with the mean colour to a
-    size that the model takes. Devices hold shares of its height and of every feature map; labels alone are
+    size that the model takes. Devices hold shares of it and of every feature map; labels alone are
     gathered. Compiles once for each canvas. Raises ValueError for a batch that does not divide over the devices.
     """
     if batch % placement.batch_devices:
         raise ValueError(
             f"a batch of {batch} does not divide over {placement.batch_devices} devices ({placement.name}); "
-            f"use {placement.batch_devices}, or all devices on spatial"
+            f"use {placement.batch_devices}, or all devices on spatial and width"
         )
     placed = placement.put_state(variables)
     canvas_of = functools.lru_cache(  # each takes a trace of the model or two
-        functools.partial(shared_canvas, model, variables, shares=placement.height_devices)
+        functools.partial(shared_canvas, model, variables, shares=placement.image_devices)
     )
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""Image height over devices: the logits, the gradients and the labels of one device, in a share of its memory."""
+"""Images over devices: the logits, the gradients and the labels of one device, in a share of its memory."""
 
 import functools
 
@@ -19,11 +19,24 @@ from jaxseg.programs import forward, training
 # halos and crops; unpooling; pooling over the whole image; dilation and an image-wide branch; multiplied gates
 KINDS = ("unet_small", "segnet_basic", "pspnet_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
 PLAIN = ("unet_small",)  # compiling for eight devices takes a quarter of a minute
-SIZE = (256, 32)  # 8 devices of 32 rows: each has a row at stride 32, and every layer's halo comes from others
+IN_WIDTH = ("unet_small", "pspnet_resnet50", "deeplabv3_resnet50")
+# each device has a row (and a column) at stride 32, and every layer's halo comes from others
+SIZES = {(8, 1): (256, 32), (2, 4): (64, 128)}
+EACH = [(n, (8, 1)) for n in KINDS] + [(n, (2, 4)) for n in IN_WIDTH]
 
 
-def over(spatial):
-    return parallel.over_mesh(parallel.make_mesh(data=1, spatial=spatial, devices=jax.devices()[:spatial]))
+@pytest.fixture(autouse=True)
+def _compiled_programs_end_with_their_test():
+    yield
+    jax.clear_caches()  # those of every test together have more memory maps than a process may
+
+
+def mesh_of(spatial, width=1):
+    return parallel.make_mesh(data=1, spatial=spatial, width=width, devices=jax.devices()[: spatial * width])
+
+
+def over(spatial, width=1):
+    return parallel.over_mesh(mesh_of(spatial, width))
 
 
 @functools.cache
@@ -45,17 +58,20 @@ def program(name, dtype):
     return variables, run
 
 
-def run_on(name, spatial, dtype=jnp.float32):
+def run_on(name, shares, size, dtype=jnp.float32):
     variables, run = program(name, dtype)
-    placement, images = over(spatial), np.asarray(image(2, *SIZE), dtype)
+    placement, images = over(*shares), np.asarray(image(2, *size), dtype)
     variables = jax.tree.map(lambda x: np.asarray(x, dtype), variables)
-    return run(placement.put_state(variables), placement.put_batch({"image": images})["image"])
+    with jax.set_mesh(mesh_of(*shares)):  # as the step of `over_mesh` is traced
+        return run(placement.put_state(variables), placement.put_batch({"image": images})["image"])
 
 
-@pytest.mark.parametrize("name", [*PLAIN, *(pytest.param(n, marks=pytest.mark.slow) for n in KINDS if n not in PLAIN)])
-def test_eight_shares_of_an_image_are_the_image(name):
+@pytest.mark.parametrize(
+    ("name", "shares"), [pytest.param(*each, marks=[pytest.mark.slow] * (each[0] not in PLAIN)) for each in EACH]
+)
+def test_eight_shares_of_an_image_are_the_image(name, shares):
     """Logits to 1e-4; gradients, as the zoo's against PyTorch's, to 1e-3 of the layer's largest."""
-    one, eight = run_on(name, 1), run_on(name, 8)
+    one, eight = (run_on(name, n, SIZES[shares]) for n in ((1, 1), shares))
     for mode in one:
         (gradients, logits, state), (shared_gradients, shared, shared_state) = one[mode], eight[mode]
         assert len(shared.sharding.device_set) == 8
@@ -72,11 +88,11 @@ def test_eight_shares_of_an_image_are_the_image(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KINDS)
-def test_in_float64_it_is_the_same_function(name):
+@pytest.mark.parametrize(("name", "shares"), EACH)
+def test_in_float64_it_is_the_same_function(name, shares):
     """What is left above is rounding, which batch norms over few pixels amplify."""
     with jax.enable_x64(True):
-        one, eight = (run_on(name, n, jnp.float64) for n in (1, 8))
+        one, eight = (run_on(name, n, SIZES[shares], jnp.float64) for n in ((1, 1), shares))
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
             assert a.dtype == jnp.float64
             np.testing.assert_allclose(b, a, rtol=1e-7, atol=1e-9)
@@ -114,7 +130,7 @@ def test_labels_are_those_of_one_device(monkeypatch):
     photos = [np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8) for i, size in enumerate([(250, 70)] * 2)]
     canvases = []
     monkeypatch.setattr(sharded, "shared_canvas", lambda *args, **shares: (canvases.append(args), (256, 70))[1])
-    predict = sharded_predictor(model, variables, over(8), batch=2)
+    predict = sharded_predictor(model, variables, over(4, 2), batch=2)
     predict(photos)
     one = predictor(model, variables, (256, 70))
     for photo, labels in zip(photos, predict(photos), strict=True):
@@ -126,14 +142,24 @@ def test_labels_are_those_of_one_device(monkeypatch):
     assert len(canvases) == 1, "a canvas takes a trace of the model: of photographs of one size there is one"
 
 
+@pytest.mark.parametrize(("shares", "canvas"), [((8, 1), (256, 70)), ((1, 8), (250, 72)), ((3, 4), (252, 72))])
+def test_a_canvas_divides_into_its_shares(shares, canvas):
+    model, variables, _ = narrow("pspnet_resnet50")
+    assert sharded.shared_canvas(model, variables, (250, 70), shares) == canvas
+
+
 def test_what_cannot_be_shared_is_refused():
     model, variables, _ = narrow("unet_valid")
     image = np.zeros((572, 572, 3), np.uint8)
     with pytest.raises(ValueError, match="seamless tiles: leave --shard out"):
         sharded_predictor(model, variables, over(4))([image])
-    with pytest.raises(ValueError, match=r"no image of 572x572 in 8 shares of its height \(UNetValid cannot pool"):
+    with pytest.raises(ValueError, match=r"no image of 572x572 in 8x1 shares \(UNetValid cannot pool"):
         sharded_predictor(model, variables, over(8))([image])
     placement = parallel.over_mesh(parallel.make_mesh(data=4, spatial=2))
+    with pytest.raises(ValueError, match=r"axes of a mesh are 1 or more, got data=4 fsdp=1 spatial=2 width=0"):
+        parallel.make_mesh(data=4, spatial=2, width=0)
+    with pytest.raises(ValueError, match=r"data=2 fsdp=1 spatial=2 width=3 needs 12 devices, there are 8"):
+        parallel.make_mesh(data=2, spatial=2, width=3)
     with pytest.raises(ValueError, match="a batch of 1 does not divide over 4 devices"):
         sharded_predictor(model, variables, placement)
 

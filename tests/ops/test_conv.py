@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxseg.layers import ConvTranspose
 from jaxseg.ops.atrous import atrous_conv
 from jaxseg.ops.conv import conv, conv_transpose, fully_connected_conv
-from jaxseg.parallel import make_mesh
+from jaxseg.parallel import make_mesh, over_mesh
 
 # kernel, strides, padding: U-Net's, FCN's, PyTorch's DCGAN, and what divides badly
 CASES = [
@@ -117,6 +117,28 @@ def test_under_vmap_pmap_a_mesh_and_export():
         jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, h, w, 3"), jnp.float32), w
     )
     np.testing.assert_allclose(exported.call(x, w), y, atol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(7, 2), (1, 2), (5, 1)])
+def test_kernel_gradients_of_a_step_whose_images_share_their_width(window, stride):
+    """Within a thousandth of one device's: XLA multiplies by an axis of the mesh that its own form leaves idle."""
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((4, 32, 32, 3)).astype(np.float32)
+    kernel = rng.standard_normal((window, window, 3, 32)).astype(np.float32)
+
+    def update(kernel, batch, key):
+        slope = jax.grad(lambda k: (conv(batch["image"], k, (stride, stride), "SAME") ** 2).sum())(kernel)
+        return slope, {}
+
+    slopes = []
+    for axes in ({"devices": jax.devices()[:1]}, {"data": 2, "spatial": 2, "width": 2}, {"data": 1, "width": 8}):
+        placement = over_mesh(make_mesh(**axes))
+        batch = placement.put_batch({"image": image})
+        assert batch["image"].addressable_shards[0].data.shape[2] == 32 // axes.get("width", 1)
+        step = placement.compile_update(update)
+        slopes.append(step(placement.put_state(kernel), batch, jax.random.key(0), np.int32(0))[0])
+    for slope in slopes[1:]:
+        np.testing.assert_allclose(slope, slopes[0], rtol=1e-3, atol=1e-3 * np.abs(slopes[0]).max())
 
 
 def with_holes(x, kernel, padding, dilation):
