@@ -71,18 +71,20 @@ def boundaries() -> str:
 
 
 def spatial() -> str:
-    """Memory of a device by the number of devices."""
-    rows: dict[tuple[str, str, int], dict[int, dict]] = {}
+    """Memory of a device by the devices that share an image's height and width."""
+    rows: dict[tuple[str, str, int], dict[tuple[int, int], dict]] = {}
     for row in _read("spatial_memory.json")["rows"]:
-        rows.setdefault((row["model"], row["program"], row["size"]), {})[row["devices"]] = row
+        rows.setdefault((row["model"], row["program"], row["size"]), {})[tuple(row["shares"])] = row
     lines = []
     for (model, program, size), found in rows.items():
         what = {"apply": "forward", "train": "train step", "cluster": "segments"}[program]
-        cells = [f"{found[n]['temporaries'] / 1e6:,.0f}" if n in found else "" for n in (1, 2, 4, 8)]
-        ratio = f"{found[1]['temporaries'] / found[8]['temporaries']:.1f}" if 1 in found and 8 in found else ""
+        megabytes = {shares: row["temporaries"] / 1e6 for shares, row in found.items()}
+        columns = (1, 1), (2, 1), (4, 1), (8, 1), (4, 2)
+        cells = [f"{megabytes[n]:,.0f}" if n in megabytes else "" for n in columns]
+        ratio = f"{megabytes[1, 1] / min(megabytes[8, 1], megabytes[4, 2]):.1f}" if (1, 1) in megabytes else ""
         name = {"kmeans": "k-means", "ncut": "Normalized Cut"}.get(model, f"`{model}`")
         lines.append([name, what, f"{size}x{size}", *cells, ratio])
-    titles = ("model", "program", "image", "MB on 1 device", "2", "4", "8", "1 to 8")
+    titles = ("model", "program", "image", "MB on 1 device", "2", "4", "8", "4x2", "1 to 8")
     return markdown(titles, lines, left=3)
 
 

@@ -1,14 +1,16 @@
-"""What a device holds of an image whose height is shared out: the compiler's figures, nothing is run.
+"""What a device holds of an image that is shared out: the compiler's figures, nothing is run.
 
     JAX_NUM_CPU_DEVICES=8 python experiments/spatial_memory.py --out experiments/results/spatial_memory.json
 
-For each model the forward pass of one image, compiled for 1, 2, 4 and 8 devices: temporary memory a device, arguments
-(weights and its share of the image), and the halos that devices exchange. The largest size is compiled for 8 alone.
+For each model, the forward pass of one image, its height over 1, 2, 4 and 8 devices, and height by width over 4x2: the
+temporary memory of a device, its arguments (weights and its share of the image), and the halos exchanged. The largest
+size is compiled for 8 alone.
 """
 
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -37,7 +39,7 @@ class Config:
     methods: tuple[str, ...] = ("kmeans", "ncut")
     size: int = 1024
     largest: int = 8192
-    devices: tuple[int, ...] = (1, 2, 4, 8)
+    shares: tuple[tuple[int, int], ...] = ((1, 1), (2, 1), (4, 1), (8, 1), (4, 2))
     train: tuple[str, ...] = ("unet_small",)
     out: pathlib.Path = pathlib.Path("experiments/results/spatial_memory.json")
 
@@ -48,14 +50,16 @@ def segmented(method: str, image: Any) -> Any:
     return ncut(image, 4, radius=3.0).labels
 
 
-def row(name: str, program: str, devices: int, size: int) -> dict[str, Any]:
-    """The cost on each of `devices`."""
-    placement = parallel.over_mesh(parallel.make_mesh(data=1, spatial=devices, devices=jax.devices()[:devices]))
+def row(name: str, program: str, shares: tuple[int, int], size: int) -> dict[str, Any]:
+    """The cost on each of the devices that share the height and width of an image."""
+    devices = math.prod(shares)
+    mesh = parallel.make_mesh(data=1, spatial=shares[0], width=shares[1], devices=jax.devices()[:devices])
+    placement = parallel.over_mesh(mesh)
     measured = functools.partial(aot.program_cost, devices=devices, platform="cpu")
     if program == "cluster":
         image = jax.ShapeDtypeStruct((size, size, 3), jnp.float32)
-        mesh = parallel.make_mesh(data=1, spatial=devices, devices=jax.devices()[:devices])
-        image = jax.ShapeDtypeStruct(image.shape, image.dtype, sharding=jax.NamedSharding(mesh, jax.P("spatial")))
+        placed = jax.NamedSharding(mesh, jax.P("spatial", "width"))
+        image = jax.ShapeDtypeStruct(image.shape, image.dtype, sharding=placed)
         traced = jax.jit(functools.partial(segmented, name)).trace(image)
         lowered = traced.lower()
         cost = measured(traced, lowered, lowered.compile())
@@ -67,7 +71,7 @@ def row(name: str, program: str, devices: int, size: int) -> dict[str, Any]:
         "model": name,
         "program": program,
         "size": size,
-        "devices": devices,
+        "shares": shares,
         "temporaries": cost.temporaries,
         "arguments": cost.arguments,
         "collectives": cost.collectives,
@@ -79,11 +83,11 @@ def main(config: Config) -> None:
     programs = [(name, "apply") for name in config.models] + [(name, "train") for name in config.train]
     programs += [(name, "cluster") for name in config.methods]
     for name, program in programs:
-        wanted = [(n, config.size) for n in config.devices]
+        wanted = [(shares, config.size) for shares in config.shares]
         if program == "apply":
-            wanted.append((max(config.devices), config.largest))
-        for devices, size in wanted:
-            rows.append(row(name, program, devices, size))
+            wanted.append((max(config.shares), config.largest))
+        for shares, size in wanted:
+            rows.append(row(name, program, shares, size))
             print(rows[-1], flush=True)
             config.out.write_text(json.dumps({**facts(), "rows": rows}, indent=1) + "\n")
 

@@ -32,7 +32,11 @@ def together(out, *options, processes=2, devices=4):
     return outputs
 
 
-TOPOLOGIES = {"jit": ("--shard", "data=2,fsdp=4"), "spatial": ("--shard", "spatial=8"), "pmap": ("--parallel", "pmap")}
+TOPOLOGIES = {
+    "jit": ("--shard", "data=2,fsdp=4"),
+    "spatial": ("--shard", "spatial=4,width=2"),
+    "pmap": ("--parallel", "pmap"),
+}
 
 
 @pytest.mark.parametrize("options", TOPOLOGIES.values(), ids=TOPOLOGIES)
