@@ -4,7 +4,7 @@
 
 For each model, the forward pass of one image, its height over 1, 2, 4 and 8 devices, and height by width over 4x2: the
 temporary memory of a device, its arguments (weights and its share of the image), and the halos exchanged. The largest
-size is compiled for 8 alone.
+size is compiled for 1 and 8.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ def main(config: Config) -> None:
     for name, program in programs:
         wanted = [(shares, config.size) for shares in config.shares]
         if program == "apply":
-            wanted.append((max(config.shares), config.largest))
+            wanted += [(shares, config.largest) for shares in (min(config.shares), max(config.shares))]
         for shares, size in wanted:
             rows.append(row(name, program, shares, size))
             print(rows[-1], flush=True)

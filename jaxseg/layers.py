@@ -17,6 +17,7 @@ from jaxseg.ops.batch import batch_mean, batch_sum, example_index
 from jaxseg.ops.conv import conv, conv_transpose
 from jaxseg.ops.depthwise import depthwise_conv
 from jaxseg.ops.doubling import conv_after_doubling, conv_before_halving
+from jaxseg.ops.tracing import are_blank
 
 __all__ = [
     "NORMS",
@@ -34,9 +35,18 @@ __all__ = [
     "divisible_by_8",
 ]
 
-_once = functools.partial(jax.jit, inline=True, static_argnums=(1, 2))  # traced once for each shape and dtype
-he_fan_in = _once(nn.initializers.variance_scaling(2.0, "fan_in", "normal"))  # He et al. 2015
-he_fan_out = _once(nn.initializers.variance_scaling(2.0, "fan_out", "normal"))  # torchvision's kaiming_normal_
+
+def _he(mode: Literal["fan_in", "fan_out"]) -> Callable[..., Array]:
+    drawn = jax.jit(nn.initializers.variance_scaling(2.0, mode, "normal"), inline=True, static_argnums=(1, 2))
+
+    def initializer(key: Any, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        return jnp.zeros(shape, dtype) if are_blank() else drawn(key, tuple(shape), dtype)  # a trace for each shape
+
+    return initializer
+
+
+he_fan_in = _he("fan_in")  # He et al. 2015
+he_fan_out = _he("fan_out")  # torchvision's kaiming_normal_
 Conv = functools.partial(nn.Conv, conv_general_dilated=conv)  # every convolution of the zoo without a form of its own
 
 

@@ -1,4 +1,4 @@
-"""Batch norm where the batch is as small as can be."""
+"""Batch norm where the batch is as small as can be, and kernels of which only the shapes are asked."""
 
 import functools
 
@@ -10,6 +10,7 @@ import pytest
 from jaxseg.layers import BatchNorm, FrozenBatchNorm, GroupNorm
 from jaxseg.models import create_model
 from jaxseg.ops.batch import BATCH_AXIS
+from jaxseg.ops.tracing import blank_kernels
 
 
 def trained(norm, x):
@@ -53,3 +54,19 @@ def test_an_image_a_device_is_a_batch_of_several():
     mapped = jax.pmap(lambda x: norm.apply(variables, x, train=True, mutable=["batch_stats"])[0], BATCH_AXIS)
     whole = norm.apply(variables, x[:, 0], train=True, mutable=["batch_stats"])[0]
     np.testing.assert_allclose(mapped(x)[:, 0], whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pspnet_resnet18", "segnet_basic"])
+def test_blank_kernels_have_the_shapes_of_those_that_are_drawn(name):
+    model = create_model(name, 3)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+
+    def traced():
+        return jax.make_jaxpr(functools.partial(model.init, train=False), return_shape=True)(jax.random.key(0), images)
+
+    before, shapes = traced()
+    with blank_kernels():
+        blank, shapes_of_blank = traced()
+    assert shapes_of_blank == shapes
+    assert str(blank).count("random_bits") < str(before).count("random_bits") / 4
+    assert str(traced()[0]) == str(before)

@@ -1,13 +1,15 @@
-"""A convolution traced once for all the layers of one shape: a deep model's trace takes half the time."""
+"""Short traces of deep models: a convolution traced once for all the layers of one shape, and kernels left blank."""
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from jaxtyping import Array
 
-__all__ = ["traced_once"]
+__all__ = ["are_blank", "blank_kernels", "traced_once"]
 
 _OPTIONS = (
     *("batch_group_count", "dimension_numbers", "feature_group_count", "lhs_dilation", "out_sharding"),
@@ -38,3 +40,20 @@ def traced_once(operation: Callable[..., Array]) -> Callable[..., Array]:
         return traced(chooser, x, kernel, _hashable(window_strides), _hashable(padding), **options)
 
     return convolve
+
+
+_blank = contextvars.ContextVar("blank", default=False)
+are_blank = _blank.get
+
+
+@contextlib.contextmanager
+def blank_kernels() -> Iterator[None]:
+    """Within it He's kernels start as zeros, undrawn: for a trace that asks for the variables' shapes alone.
+
+    The draws are a third of such a trace; a forward pass is one, as Flax compares the shapes of what it is given.
+    """
+    before = _blank.set(True)
+    try:
+        yield
+    finally:
+        _blank.reset(before)

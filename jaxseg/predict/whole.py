@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 from jaxseg.data.augment import normalize
 from jaxseg.data.canvas import Fit, fit_geometry, fit_image, photograph
 from jaxseg.ops.logits import two_class_logits
+from jaxseg.ops.tracing import blank_kernels
 
 __all__ = [
     "batch_predictor",
@@ -102,7 +103,8 @@ def compiled_logits(model: nn.Module) -> Callable[[PyTree, UInt8[Array, "b h w 3
 
     @jax.jit
     def logits(variables: PyTree, images: Array) -> Array:
-        output: Any = model.apply(variables, normalize(images.astype(jnp.float32) / 255), train=False)
+        with blank_kernels():  # of which Flax asks the shapes, to compare
+            output: Any = model.apply(variables, normalize(images.astype(jnp.float32) / 255), train=False)
         return two_class_logits(output.logits)
 
     return logits

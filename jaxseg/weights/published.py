@@ -18,6 +18,7 @@ from jaxseg.models.adain_transfer import AdaINTransfer
 from jaxseg.models.progan import GrowingDiscriminator, ProGANGenerator
 from jaxseg.models.stylegan import StyleGANGenerator
 from jaxseg.models.unet import UNetValid
+from jaxseg.ops.tracing import blank_kernels
 from jaxseg.weights.files import read_weights
 from jaxseg.weights.folder import demand_described, weights_file
 from jaxseg.weights.genforce import from_genforce, genforce_has, to_genforce
@@ -73,7 +74,8 @@ def _traced(model: nn.Module) -> dict[Path, jax.ShapeDtypeStruct]:
     size = 572 if isinstance(model, UNetValid) else 512
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     inputs = model.inputs(images) if isinstance(model, (*GENERATION, AdaINTransfer)) else (images,)
-    tree = jax.eval_shape(lambda *inputs: model.init(jax.random.key(0), *inputs, train=False), *inputs)
+    with blank_kernels():
+        tree = jax.eval_shape(lambda *inputs: model.init(jax.random.key(0), *inputs, train=False), *inputs)
     return dict(traverse_util.flatten_dict(dict(tree)))
 
 
