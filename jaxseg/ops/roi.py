@@ -19,6 +19,7 @@ from jaxseg.ops.boxes import box_area
 __all__ = ["pyramid_levels", "pyramid_roi_align", "roi_align", "roi_pool"]
 
 Form = Literal["gather", "einsum"]
+POOL_EXTENTS = 4096  # of boxes in pixels of the features, up to which RoIPool rounds as a float32 does
 
 
 class _Sampling(NamedTuple):
@@ -280,15 +281,34 @@ def pyramid_roi_align(
     return _align(tuple(features), boxes.astype(jnp.float32), levels, tuple(1 / s for s in strides), how, form)
 
 
+@functools.cache
+def _pool_edges(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """First pixel and end `[POOL_EXTENTS, size]` of each bin of as many pixels, as float32 rounds them in Caffe."""
+    extents, bins = np.arange(POOL_EXTENTS, dtype=np.float32), np.arange(size + 1, dtype=np.float32)
+    edges = bins * (extents[:, None] / np.float32(size))
+    return np.floor(edges[:, :-1]).astype(np.int32), np.ceil(edges[:, 1:]).astype(np.int32)
+
+
 def _pool_windows(start: Array, stop: Array, size: int, length: int) -> Array:
-    """Which pixels `[k, size, length]` each bin covers along an axis, after Caffe's rounding."""
-    start, stop = (jnp.sign(x) * jnp.floor(jnp.abs(x) + 0.5) for x in (start, stop))  # C's round: halves off zero
-    bin_size = jnp.maximum(stop - start + 1, 1) / size
-    bins = jnp.arange(size)
-    first = jnp.floor(bins * bin_size[:, None]) + start[:, None]
-    end = jnp.ceil((bins + 1) * bin_size[:, None]) + start[:, None]
-    pixels = jnp.arange(length)
-    return (pixels >= first[..., None]) & (pixels < end[..., None])
+    """Which pixels `[k, size, length]` each bin covers along an axis, after Caffe's roundings.
+
+    Looked up: 57 pixels are seven bins of which the last ends in a 58th, by IEEE's division, which is not XLA's.
+    """
+
+    def whole(x: Array) -> Array:  # C's round: halves off zero
+        down = jnp.trunc(x)
+        away = jnp.where(jnp.abs(x - down) >= 0.5, jnp.sign(x), 0)
+        return jnp.clip(down + away, -(2**20), 2**20).astype(jnp.int32)[:, None]
+
+    first, last = whole(start), whole(stop)
+    extent, bins = jnp.maximum(last - first + 1, 1), jnp.arange(size, dtype=jnp.int32)
+    exact = bins * extent // size, ((bins + 1) * extent + size - 1) // size
+    low, high = (
+        jnp.where(extent < POOL_EXTENTS, jnp.asarray(edges)[jnp.minimum(extent[:, 0], POOL_EXTENTS - 1)], beyond)
+        for edges, beyond in zip(_pool_edges(size), exact, strict=True)
+    )
+    pixels = jnp.arange(length, dtype=jnp.int32) - first[..., None]
+    return (pixels >= low[..., None]) & (pixels < high[..., None])
 
 
 def roi_pool(

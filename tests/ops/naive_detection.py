@@ -67,14 +67,14 @@ def roi_align(x, box, size, scale=1.0, ratio=2, aligned=False, bound=math.inf, b
 
 
 def roi_pool_windows(box, size, shape, scale=1.0):
-    """(p, q, rows, columns) of each bin: Caffe's roundings."""
+    """(p, q, rows, columns) of each bin: Caffe's roundings, in float32."""
     x0, y0, x1, y1 = (int(math.copysign(int(abs(v * scale) + 0.5), v)) for v in box)  # C's round
-    h, w = max(y1 - y0 + 1, 1) / size, max(x1 - x0 + 1, 1) / size
-    for p in range(size):
-        for q in range(size):
+    h, w = (np.float32(max(extent, 1)) / np.float32(size) for extent in (y1 - y0 + 1, x1 - x0 + 1))
+    for p in map(np.float32, range(size)):
+        for q in map(np.float32, range(size)):
             rows = range(max(math.floor(p * h) + y0, 0), min(math.ceil((p + 1) * h) + y0, shape[0]))
             columns = range(max(math.floor(q * w) + x0, 0), min(math.ceil((q + 1) * w) + x0, shape[1]))
-            yield p, q, rows, columns
+            yield int(p), int(q), rows, columns
 
 
 def roi_pool(x, box, size, scale=1.0):

@@ -289,6 +289,19 @@ def test_roi_pool():
     ]
 
 
+def test_bins_of_roi_pool_end_as_in_float32():
+    """Boxes of 1 to 60 pixels in seven bins, of 57 of which torchvision's last bin ends in a 58th pixel."""
+    x = np.broadcast_to(np.arange(61, dtype=np.float32)[None, :, None, None], (1, 61, 61, 1))
+    extents = np.arange(1, 61, dtype=np.float32)
+    boxes = np.stack([0 * extents, 0 * extents, extents - 1, extents - 1], 1)
+    found = jax.jit(lambda x: roi_pool(x, boxes[None], 7))(jnp.asarray(x))
+    np.testing.assert_array_equal(found[0], np.float32([naive.roi_pool(x[0], box, 7)[0] for box in boxes]))
+    assert found[0, 56, -1, -1, 0] == 57
+    wide = roi_pool(jnp.asarray(x), jnp.array([[[0.0, 0, 7e3 - 1, 7e3 - 1], [-1e9, -1e9, 1e9, 1e9]]]), 7)
+    assert wide[0, 0, :, 0, 0].tolist() == [60, 0, 0, 0, 0, 0, 0]
+    assert wide[0, 1, :, 3, 0].tolist() == [0, 0, 0, 60, 0, 0, 0]
+
+
 def test_masks_move_with_their_boxes_under_roi_align_and_not_under_roi_pool():
     """He et al. 2017, section 3: pixel-to-pixel alignment is equivariant to translation; quantisation breaks it.
 
