@@ -102,36 +102,72 @@ def export_stablehlo(
     ) from failure
 
 
-def _default_form(*arguments: Any, default: Callable, **platforms: Callable) -> Any:
-    return default(*arguments)
+def _onnx_form(*arguments: Any, default: Callable, onnx: Callable | None = None, **platforms: Callable) -> Any:
+    return (onnx or default)(*arguments)
+
+
+def _one_by_one(f: Callable, *axes: Any, _vmap: Callable = jax.vmap, **named_axes: Any) -> Callable:
+    """`jax.vmap`, which over first axes alone is unrolled."""
+    if axes or named_axes:
+        return _vmap(f, *axes, **named_axes)
+
+    def each(*batches: Any) -> Any:
+        n = len(jax.tree.leaves(batches)[0])
+        outputs = [f(*jax.tree.map(lambda x: x[i], batches)) for i in range(n)]  # noqa: B023
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
+
+    return each
 
 
 def export_onnx(model: nn.Module, variables: PyTree, *, size: tuple[int, int], batch: int = 1) -> bytes:
     """The model with its weights as an ONNX file of fixed shapes, NHWC, by jax2onnx.
 
-    Raises ImportError that names the extra where jax2onnx is not installed, and ValueError for a model that it cannot
-    say in ONNX: with jax2onnx 0.17 a detector, whose loops gather and scatter.
+    A detector's inputs are named `images`, `sizes` and, without proposals of its own, `boxes`; several outputs have
+    the names that `forward` gives them. Raises ImportError that names the extra where jax2onnx is not installed, and
+    ValueError for a model that it cannot say in ONNX.
     """
     try:
+        import onnx_ir
         from jax2onnx import to_onnx
+        from onnx_ir.passes import common
     except ImportError as error:
         raise ImportError(
             "ONNX needs the converter: pip install 'jaxseg[onnx]' && pip install --no-deps jax2onnx"
         ) from error
     shapes = list(next(_inputs(model, size, batch)))
-    # ONNX has no platforms to choose by, and the converter no such primitive
-    with mock.patch.object(jax.lax, "platform_dependent", _default_form):
-        try:
-            return to_onnx(forward(model, variables), inputs=shapes).SerializeToString()
-        except (NotImplementedError, RuntimeError, TypeError) as error:
-            said = str(error).splitlines()[0]
-            raise ValueError(
-                f"jax2onnx cannot say {type(model).__name__} in ONNX ({said}); export StableHLO: a name without .onnx"
-            ) from error
+    apply = forward(model, variables)
+    numpy = dict(vars(jnp))
+
+    def traced(*inputs: Any) -> Any:
+        # ONNX has no platforms to choose by, and the converter no such primitive, nor a gather that is batched
+        # and within a loop; its own jax.numpy loses the type that a number takes from the array beside it
+        with (
+            mock.patch.object(jax.lax, "platform_dependent", _onnx_form),
+            mock.patch.object(jax, "vmap", _one_by_one),
+            mock.patch.dict(vars(jnp), numpy),
+        ):
+            return apply(*inputs)
+
+    names: dict[str, Any] = {}
+    outputs = jax.eval_shape(apply, *shapes)
+    if isinstance(outputs, dict):
+        names["output_names"] = sorted(outputs)  # as jax flattens them
+    if hasattr(model, "detect_boxes"):
+        names["input_names"] = ["images", "sizes", "boxes"][: len(shapes)]
+    try:
+        model_ir: Any = to_onnx(traced, inputs=shapes, return_mode="ir", **names)
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        said = str(error).splitlines()[0]
+        raise ValueError(
+            f"jax2onnx cannot say {type(model).__name__} in ONNX ({said}); export StableHLO: a name without .onnx"
+        ) from error
+    common.RemoveUnusedNodesPass()(model_ir)
+    common.DeduplicateInitializersPass(size_limit=2**31)(model_ir)  # a kernel used on every level
+    return onnx_ir.to_proto(model_ir).SerializeToString()
 
 
 def run_artifact(path: str | os.PathLike, *inputs: Any) -> Any:
-    """Outputs of an exported file: by jax alone, or by onnxruntime for a `.onnx`."""
+    """Outputs of an exported file, several of them by name: by jax alone, or by onnxruntime for a `.onnx`."""
     path = pathlib.Path(path)
     if path.suffix != ".onnx":
         return jax.tree.map(np.asarray, export.deserialize(bytearray(path.read_bytes())).call(*inputs))
@@ -142,4 +178,4 @@ def run_artifact(path: str | os.PathLike, *inputs: Any) -> Any:
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     names = [x.name for x in session.get_inputs()]
     outputs = session.run(None, dict(zip(names, map(np.asarray, inputs), strict=True)))
-    return outputs[0] if len(outputs) == 1 else outputs
+    return outputs[0] if len(outputs) == 1 else {x.name: y for x, y in zip(session.get_outputs(), outputs, strict=True)}

@@ -121,11 +121,12 @@ def _align_by_gather(features: Any, boxes: Any, levels: Any, scales: Sequence[fl
     place, weight = _corners(boxes, levels, [f.shape for f in features], scales, how)
     place += (jnp.arange(n) * flat.shape[1])[:, None, None, None, None]
     flat = flat.reshape(-1, c)
-    total = jnp.zeros((*place.shape[:4], c), flat.dtype)
-    for read in range(place.shape[-1]):
+
+    def seen(read: int) -> Array:
         values = flat.at[place[..., read]].get(mode="promise_in_bounds")
-        total += weight[..., read, None].astype(flat.dtype) * values
-    return total
+        return weight[..., read, None].astype(flat.dtype) * values
+
+    return functools.reduce(jnp.add, map(seen, range(place.shape[-1])))
 
 
 def _spread_by_scatter(
@@ -169,7 +170,7 @@ def _align(features: Any, boxes: Any, levels: Any, scales: Any, how: _Sampling, 
     if form is not None:
         return forms[form](features, boxes, levels)
     few = _gathers([f.shape for f in features], boxes, how, backward=False)
-    gathers = {"cpu": few, "cuda": how.ratio > 0}
+    gathers = {"cpu": few, "cuda": how.ratio > 0, "onnx": how.ratio > 0}
     chosen: Any = {platform: by_gather for platform, wins in gathers.items() if wins}
     return jax.lax.platform_dependent(features, boxes, levels, default=by_matrices, **chosen)
 
@@ -240,8 +241,8 @@ def roi_align(
     they take it too, as in torchvision's RoIAlign in Python (`torchvision.ops.roi_align._roi_align`).
 
     `form` says how: reading pixels, or products with one-hot interpolation weights; forward and gradient each by
-    themselves. By default the cheaper by count on CPU; pixels on a GPU, but for the adaptive ratio, whose bound has
-    many, and for the gradient, which would add in no fixed order; and products on a TPU.
+    themselves. By default the cheaper by count on CPU; pixels on a GPU and in ONNX, but for the adaptive ratio, whose
+    bound has many, and for the gradient, which would add in no fixed order; and products on a TPU.
     """
     levels = jnp.zeros(boxes.shape[:2], jnp.int32)
     how = _sampling(size, sampling_ratio, aligned, max_sampling, border, [features.shape])
