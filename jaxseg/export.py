@@ -9,6 +9,7 @@ they are padding; that of one without proposals of its own (R-CNN, Fast R-CNN) a
 """
 
 import dataclasses
+import operator
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -113,7 +114,7 @@ def _one_by_one(f: Callable, *axes: Any, _vmap: Callable = jax.vmap, **named_axe
 
     def each(*batches: Any) -> Any:
         n = len(jax.tree.leaves(batches)[0])
-        outputs = [f(*jax.tree.map(lambda x: x[i], batches)) for i in range(n)]  # noqa: B023
+        outputs = [f(*jax.tree.map(operator.itemgetter(i), batches)) for i in range(n)]
         return jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
 
     return each
@@ -122,7 +123,7 @@ def _one_by_one(f: Callable, *axes: Any, _vmap: Callable = jax.vmap, **named_axe
 def export_onnx(model: nn.Module, variables: PyTree, *, size: tuple[int, int], batch: int = 1) -> bytes:
     """The model with its weights as an ONNX file of fixed shapes, NHWC, by jax2onnx.
 
-    A detector's inputs are named `images`, `sizes` and, without proposals of its own, `boxes`; several outputs have
+    A detector's inputs are named `images`, `sizes` and, without proposals of its own, `proposals`; several outputs have
     the names that `forward` gives them. Raises ImportError that names the extra where jax2onnx is not installed, and
     ValueError for a model that it cannot say in ONNX.
     """
@@ -153,7 +154,7 @@ def export_onnx(model: nn.Module, variables: PyTree, *, size: tuple[int, int], b
     if isinstance(outputs, dict):
         names["output_names"] = sorted(outputs)  # as jax flattens them
     if hasattr(model, "detect_boxes"):
-        names["input_names"] = ["images", "sizes", "boxes"][: len(shapes)]
+        names["input_names"] = ["images", "sizes", "proposals"][: len(shapes)]
     try:
         model_ir: Any = to_onnx(traced, inputs=shapes, return_mode="ir", **names)
     except (NotImplementedError, RuntimeError, TypeError) as error:
@@ -175,7 +176,9 @@ def run_artifact(path: str | os.PathLike, *inputs: Any) -> Any:
         import onnxruntime
     except ImportError as error:
         raise ImportError("running ONNX needs onnxruntime: pip install 'jaxseg[onnx]'") from error
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors, and not each constant that it folds
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     names = [x.name for x in session.get_inputs()]
     outputs = session.run(None, dict(zip(names, map(np.asarray, inputs), strict=True)))
     return outputs[0] if len(outputs) == 1 else {x.name: y for x, y in zip(session.get_outputs(), outputs, strict=True)}

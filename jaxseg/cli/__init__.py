@@ -110,6 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxseg.data import default_data_dir
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax and Grain narrate; what fails is raised besides
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # jax2onnx leaves a few values without their type
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _said_once
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
