@@ -6,6 +6,7 @@ A table stands below a line `<!-- table: NAME -->`, up to the next empty line.
 """
 
 import json
+import math
 import pathlib
 import re
 from collections.abc import Callable
@@ -81,7 +82,7 @@ def spatial() -> str:
         megabytes = {shares: row["temporaries"] / 1e6 for shares, row in found.items()}
         columns = (1, 1), (2, 1), (4, 1), (8, 1), (4, 2)
         cells = [f"{megabytes[n]:,.0f}" if n in megabytes else "" for n in columns]
-        ratio = f"{megabytes[1, 1] / min(megabytes[8, 1], megabytes[4, 2]):.1f}" if (1, 1) in megabytes else ""
+        ratio = f"{megabytes[1, 1] / min(mb for shares, mb in megabytes.items() if math.prod(shares) == 8):.1f}"
         name = {"kmeans": "k-means", "ncut": "Normalized Cut"}.get(model, f"`{model}`")
         lines.append([name, what, f"{size}x{size}", *cells, ratio])
     titles = ("model", "program", "image", "MB on 1 device", "2", "4", "8", "4x2", "1 to 8")
