@@ -163,7 +163,8 @@ def export_onnx(model: nn.Module, variables: PyTree, *, size: tuple[int, int], b
             f"jax2onnx cannot say {type(model).__name__} in ONNX ({said}); export StableHLO: a name without .onnx"
         ) from error
     common.RemoveUnusedNodesPass()(model_ir)
-    common.DeduplicateInitializersPass(size_limit=2**31)(model_ir)  # a kernel used on every level
+    common.LiftSubgraphInitializersToMainGraphPass()(model_ir)
+    common.DeduplicateInitializersPass(size_limit=2**31)(model_ir)  # kernels of all levels, tables of all loops
     return onnx_ir.to_proto(model_ir).SerializeToString()
 
 

@@ -325,11 +325,11 @@ def roi_pool(
     def one(x: Array, box: Array) -> Array:
         x0, y0, x1, y1 = box[:, None] * scale
         rows, columns = _pool_windows(y0, y1, size, h)[0], _pool_windows(x0, x1, size, w)[0]
-        lowest = jnp.array(-jnp.inf, x.dtype)
-        seen = jax.lax.stop_gradient(x)
-        wide = jnp.where(columns[None, :, :, None], seen[:, None], lowest)  # [h, size, w, c]
+        # minima with infinities, and no choice of -inf, which ONNX would hold written out in full
+        by_row, by_column = (jnp.where(bins, jnp.inf, -jnp.inf).astype(x.dtype) for bins in (rows, columns))
+        wide = jnp.minimum(jax.lax.stop_gradient(x)[:, None], by_column[None, :, :, None])  # [h, size, w, c]
         at_x, best = jnp.argmax(wide, 2), wide.max(2)
-        tall = jnp.where(rows[:, :, None, None], best[None], lowest)  # [size, h, size, c]
+        tall = jnp.minimum(best[None], by_row[:, :, None, None])  # [size, h, size, c]
         at_y = jnp.argmax(tall, 1)
         at_x = jnp.take_along_axis(at_x, at_y, 0)
         value = x[at_y, at_x, jnp.arange(x.shape[-1])]
