@@ -91,3 +91,17 @@ def test_a_prediction_waits_for_no_import_that_it_has_no_use_for():
     program += f"print([name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT.parent, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_package_itself_imports_nothing_until_it_is_asked_for():
+    program = "import sys, jaxseg; print('jax' in sys.modules, hasattr(jaxseg, 'nothing'))\n"
+    program += "from jaxseg import *; print(len(jaxseg.MODELS) == len(MODELS) > 50, callable(load_run))\n"
+    program += "print(*(callable(getattr(jaxseg, name)) for name in jaxseg.__all__ if name != 'MODELS'))\n"
+    program += "print(jaxseg.metrics.__name__, jaxseg.train.__name__)"  # modules too, without a word of their own
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:4] == [
+        "False False",
+        "True True",
+        " ".join(["True"] * 6),
+        "jaxseg.metrics jaxseg.train",
+    ]
