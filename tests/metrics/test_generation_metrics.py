@@ -25,6 +25,12 @@ def test_frechet_distance():
     np.testing.assert_allclose(frechet_distance(one, other), by_hand, rtol=1e-8)
 
 
+def test_few_images_have_no_distance_below_zero():
+    few = RNG.gamma(1, size=(5, 400))
+    np.testing.assert_allclose(frechet_distance(few, few), 0, atol=1e-9)
+    np.testing.assert_allclose(frechet_distance(few, few[::-1] + 1), 400, rtol=1e-12)
+
+
 def test_inception_score():
     certain = np.eye(4).repeat(10, 0)[RNG.permutation(40)]
     assert inception_score(certain, splits=1)[0] == pytest.approx(4)
