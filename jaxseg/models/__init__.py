@@ -226,7 +226,10 @@ KINDS: dict[Any, tuple[Any, str, str]] = {  # Python's and NumPy's, one and seve
 
 
 def _demand_kind(name: str, field: str, value: Any, annotation: Any) -> None:
-    """Raises ValueError where a number, a truth value or a tuple of numbers is another thing."""
+    """Raises ValueError where a number, a truth value, a tuple of numbers or one of a few words is another thing."""
+    if typing.get_origin(annotation) is typing.Literal and value not in typing.get_args(annotation):
+        words = ", ".join(typing.get_args(annotation))
+        raise ValueError(f'the field "{field}" of model "{name}" is one of {words}, got {value!r}')
     kind, *rest = typing.get_args(annotation) if typing.get_origin(annotation) is tuple else (annotation,)
     if kind not in KINDS:
         return

@@ -385,6 +385,7 @@ def test_unknown_names_are_answered_with_the_nearest():
         ("unet", 2, {"dropout": None}, 'field "dropout" of model "unet" is a number, got None'),
         ("unet", 2, {"remat": 1}, 'field "remat" of model "unet" is true or false, got 1'),
         ("maskrcnn_small", 2, {"box_score_thresh": "high"}, "is a number, got 'high'"),
+        ("stylegan_discriminator", 3, {"condition": "word"}, "is one of score, auxiliary, planes, got 'word'"),
     ],
 )
 def test_fields_of_another_kind_are_refused_by_name(name, num_classes, fields, message):
