@@ -188,10 +188,22 @@ class StyleGANGenerator(nn.Module):
         check_latents(latents, self.latent_features, "StyleGANGenerator")
         return self.mapping(latents, labels)
 
+    def _of_each_layer(self, w: Array, what: str) -> Float[Array, "n layers w"]:
+        if w.shape[1:] not in ((self.w_features,), (self.layers, self.w_features)):
+            raise ValueError(
+                f"{what} takes w of shape (n, {self.w_features}) or (n, {self.layers}, {self.w_features}), "
+                f"got {tuple(w.shape)}"
+            )
+        return w if w.ndim == 3 else jnp.broadcast_to(w[:, None], (w.shape[0], self.layers, w.shape[1]))
+
     def truncate(
-        self, w: Float[Array, "n layers w"], psi: float | Float[Array, ""], layers: int = 8
+        self,
+        w: Float[Array, "n w"] | Float[Array, "n layers w"],
+        psi: float | Float[Array, ""],
+        layers: int = 8,
     ) -> Float[Array, "n layers w"]:
         """The first `layers` styles moved to the average w: psi 1 leaves them, 0 is the average (appendix B)."""
+        w = self._of_each_layer(w, "truncate")
         toward = self.w_average.value + psi * (w - self.w_average.value)
         return jnp.where(jnp.arange(w.shape[1])[:, None] < layers, toward, w)
 
@@ -207,13 +219,7 @@ class StyleGANGenerator(nn.Module):
         """w, the same for all layers or one for each, to images."""
         asked = stage_of(stage, self.stages, "StyleGANGenerator")
         stage = self.stages if self.is_initializing() else asked
-        if w.shape[1:] not in ((self.w_features,), (self.layers, self.w_features)):
-            raise ValueError(
-                f"synthesize takes w of shape (n, {self.w_features}) or (n, {self.layers}, {self.w_features}), "
-                f"got {tuple(w.shape)}"
-            )
-        if w.ndim == 2:
-            w = jnp.broadcast_to(w[:, None], (w.shape[0], self.layers, w.shape[1]))
+        w = self._of_each_layer(w, "synthesize")
         strength = jnp.asarray(noise_strength, jnp.float32)
         if strength.shape not in ((), (1,), (self.layers,)):
             raise ValueError(
@@ -250,7 +256,7 @@ class StyleGANGenerator(nn.Module):
         if training and self.is_mutable_collection("w_average"):
             mean = batch_mean(jax.lax.stop_gradient(w).mean(0))
             self.w_average.value = mean + self.w_average_decay * (self.w_average.value - mean)
-        styles = jnp.broadcast_to(w[:, None], (w.shape[0], self.layers, w.shape[1]))
+        styles = self._of_each_layer(w, "synthesize")
         if training and self.mixing:
             styles = self._mixed(styles, labels, stage_of(stage, self.stages, "StyleGANGenerator"))
         if truncation_psi is not None:

@@ -266,6 +266,10 @@ def test_truncation_and_given_styles():
     first = model.apply(variables, jnp.stack([w] * model.layers, 1), 0.5, 2, method="truncate")
     np.testing.assert_allclose(first[:, 2], w)
     np.testing.assert_allclose(first[:, 1], (w + mean) / 2, rtol=1e-5, atol=1e-6)
+    one = model.apply(variables, w[:1], 0.5, 2, method="truncate")  # as `map` gives it
+    np.testing.assert_array_equal(one, first[:1])
+    with pytest.raises(ValueError, match=r"truncate takes w of shape .*, got \(4, 3\)"):
+        model.apply(variables, w[:, :3], 0.5, method="truncate")
 
 
 def test_noise_is_by_key_by_image_and_by_layer():
