@@ -30,7 +30,7 @@ __all__ = ["PROGAN_LOSS", "STYLEGAN_LOSS", "AdversarialLoss", "adversarial", "gr
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialLoss:
-    """What the two networks minimise, and how the generator is averaged. ValueError for numbers that no loss has."""
+    """What the two networks minimise, and how the generator is averaged. ValueError for what no loss has."""
 
     kind: Literal["r1", "wgan-gp"]
     """Non-saturating with R1, or Wasserstein with gradient penalty and drift."""
@@ -50,6 +50,8 @@ class AdversarialLoss:
     """Whether reals are mirrored every second time."""
 
     def __post_init__(self) -> None:
+        if self.kind not in ("r1", "wgan-gp"):
+            raise ValueError(f'a loss is of the kind "r1" or "wgan-gp", got "{self.kind}"')
         if self.penalty_every < 1:
             raise ValueError(f"penalty_every is at least 1 step, got {self.penalty_every}; penalty=0 leaves it out")
         if self.ema_half_life is not None and not self.ema_half_life > 0:

@@ -17,7 +17,7 @@ from jaxseg.fit import Run
 from jaxseg.grow import Stage, adam, grow, load_generator, schedule
 from jaxseg.models import create_model
 from jaxseg.runs import load_run
-from jaxseg.train_adversarial import PROGAN_LOSS, STYLEGAN_LOSS, adversarial, grown
+from jaxseg.train_adversarial import PROGAN_LOSS, STYLEGAN_LOSS, AdversarialLoss, adversarial, grown
 
 NARROW = {"resolution": 8, "base_features": 16, "max_features": 4}
 
@@ -177,6 +177,11 @@ def test_schedules():
 def test_numbers_that_no_loss_has_are_named(numbers):
     with pytest.raises(ValueError, match=rf"{next(iter(numbers))} is .*, got {next(iter(numbers.values()))}"):
         dataclasses.replace(STYLEGAN_LOSS, **numbers)
+
+
+def test_a_loss_of_no_kind_is_no_wasserstein():
+    with pytest.raises(ValueError, match=r'of the kind "r1" or "wgan-gp", got "hinge"'):
+        AdversarialLoss("hinge", 10.0)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
