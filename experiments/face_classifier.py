@@ -75,7 +75,9 @@ def attributes_of(class_names: tuple[str, ...]) -> Attributes:
     parts = [name.split("-") for name in class_names]
     if len({len(p) for p in parts}) > 1:  # names of no common form: each class is an attribute
         parts = [[name] for name in class_names]
-    found = [(place, name) for place, names in enumerate(zip(*parts, strict=True)) for name in sorted(set(names))]
+    places = [sorted(set(names)) for names in zip(*parts, strict=True)]
+    # what all classes have tells none apart: its odds are infinite
+    found = [(place, name) for place, names in enumerate(places) if len(names) > 1 for name in names]
     member = np.array([[p[place] == name for p in parts] for place, name in found])
     return Attributes(tuple(name for _, name in found), tuple(place for place, _ in found), member)
 

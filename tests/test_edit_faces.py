@@ -44,6 +44,9 @@ def test_attributes_are_what_folders_names_say():
     odds = face_classifier.log_odds(logits, attributes)
     np.testing.assert_allclose(odds[:, 0], np.log(female / (1 - female)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(odds[:, 3], np.log(warrior / (1 - warrior)), rtol=1e-4, atol=1e-5)
+    women = face_classifier.attributes_of(NAMES[:2])
+    assert women.names == ("noble", "warrior")  # of what all have, the odds are infinite
+    assert women.others(0) == []
     plain = face_classifier.attributes_of(("cat", "grey-dog"))
     assert plain.names == ("cat", "grey-dog")
     assert plain.others(0) == []
