@@ -58,6 +58,14 @@ def test_controls(folder):
     assert command(folder, "--masks", folder / "left.png", folder / "right.png", styles=two) == 0
 
 
+def test_style_weights_are_shares_whatever_their_size(folder):
+    written = []
+    for weights in ((1, 3), (1e39, 3e39)):  # float32 ends at 3e38
+        assert command(folder, "--style-weights", *weights, styles=("a.png", "b.png")) == 0
+        written.append((folder / "out" / "photo.png").read_bytes())
+    assert written[0] == written[1]
+
+
 def test_a_film_is_compiled_once(folder, monkeypatch, capsys):
     traces = []
     original = stylize.match_colors

@@ -169,7 +169,8 @@ def stylize_command(config: Annotated[Stylize, tyro.conf.arg(name="")]) -> int:
     styles = tuple(_image(path, config.size) for path in config.styles)
     model, variables = _model(config)
     run = stylizer(model, variables, preserve_color=config.preserve_color)
-    weights = jnp.array(config.style_weights) if config.style_weights else None
+    share = [weight / sum(config.style_weights) for weight in config.style_weights]  # float32 has not all of float64
+    weights = jnp.array(share) if share else None
     config.out.mkdir(parents=True, exist_ok=True)
     failures: list[str] = []
     with bar("stylizing") as progress:
