@@ -138,7 +138,10 @@ def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """
     path = pathlib.Path(path)
     if path.suffix not in READERS:
-        raise ValueError(f"{path}: weights come as {', '.join(READERS)}, not {path.suffix or 'without suffix'}")
+        networks = "; NVlabs' networks are jaxseg.weights.read_nvlabs' to read" if path.suffix == ".pkl" else ""
+        raise ValueError(
+            f"{path}: weights come as {', '.join(READERS)}, not {path.suffix or 'without suffix'}{networks}"
+        )
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file of weights")
     state = READERS[path.suffix](path)

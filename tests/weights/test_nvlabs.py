@@ -11,7 +11,7 @@ import pytest
 from models.test_generation import case
 from weights.test_pth import laughing_tuple
 
-from jaxseg.weights import UnsafePickle, WeightsMismatch, from_nvlabs, read_nvlabs, to_nvlabs
+from jaxseg.weights import UnsafePickle, WeightsMismatch, from_nvlabs, read_nvlabs, read_weights, to_nvlabs
 
 
 @pytest.fixture
@@ -89,6 +89,11 @@ def test_anything_else_is_refused(tmp_path, capsys, tree):
     with pytest.raises(UnsafePickle, match="is not loaded"):
         read_nvlabs(path)
     assert "it ran" not in capsys.readouterr().out
+
+
+def test_load_weights_says_what_reads_it():
+    with pytest.raises(ValueError, match=r"not .pkl; NVlabs' networks are jaxseg.weights.read_nvlabs' to read"):
+        read_weights("stylegan.pkl")
 
 
 def test_what_a_diverged_run_left_is_said(dnnlib, tmp_path):
