@@ -136,8 +136,9 @@ class AdaINTransfer(nn.Module):
     ) -> Float[Array, "n h8 w8 3"]:
         """`content` in several styles: blended by `weights` (equal by default), or one a region by `masks`.
 
-        `masks` share out the pixels of the content among the styles and sum to one; the content is normalised
-        within each region. `alpha` goes from the content's own features, 0, to the style's, 1.
+        `masks` share out the pixels of the content among the styles and sum to one, and each feature as the pixels
+        of its cell; the content is normalised within each region. `alpha` goes from the content's own features, 0,
+        to the style's, 1.
         """
         features = self.encode(content)["relu4_1"]
         if masks is None:
@@ -149,7 +150,12 @@ class AdaINTransfer(nn.Module):
                     f"give masks or weights, and a mask for each style: got {masks.shape[-1]} masks for "
                     f"{len(styles)} styles, and {'no ' if weights is None else ''}weights"
                 )
-            regions = resize_bilinear(masks, (features.shape[1], features.shape[2]))
+            cell = 2 ** (len(self.encoder.depths) - 1)
+            h, w = features.shape[1:3]
+            masks = resize_bilinear(masks, (content.shape[1], content.shape[2]))
+            beyond = [(0, cell * side - n) for side, n in zip((h, w), content.shape[1:3], strict=True)]
+            masks = jnp.pad(masks, ((0, 0), *beyond, (0, 0)), mode="edge")
+            regions = masks.reshape(masks.shape[0], h, cell, w, cell, -1).mean((2, 4))
             target = jnp.zeros_like(features)
             for k, style in enumerate(styles):
                 region = regions[..., k]

@@ -11,7 +11,7 @@ from golden.named import fill, image
 
 import jaxseg
 from jaxseg.models.adain_transfer import STYLE_FEATURES, vgg16_relu4_1, vgg19_relu4_1
-from jaxseg.ops.adain import ChannelStatistics
+from jaxseg.ops.adain import ChannelStatistics, adaptive_instance_norm
 from jaxseg.weights import WeightsMismatch, load_adain_transfer, normalize_encoder
 from jaxseg.weights.adain import to_pytorch_adain
 from jaxseg.weights.vgg import to_torchvision
@@ -158,6 +158,13 @@ def test_masks_give_each_region_its_style():
     far = slice(76, None)  # beyond the decoder's sight of the left half
     np.testing.assert_allclose(both[:, :, far], swapped[:, :, far], atol=1e-5)
     assert np.abs(np.asarray(both - swapped)[:, :, :24]).max() > 1e-2
+    left = jnp.arange(83) < 72  # nine columns of features, which are of 8 pixels though 83 are no multiple
+    masks = jnp.broadcast_to(jnp.stack([left, ~left], -1).astype(jnp.float32), (1, 61, 83, 2))
+    columns = jnp.broadcast_to(jnp.arange(11) < 9, (1, 8, 11))
+    content, target = features()(CONTENT())["relu4_1"], 0.0
+    for style, region in zip(styles(), (columns, ~columns), strict=True):
+        target += adaptive_instance_norm(content, style, mask=region.astype(jnp.float32)) * region[..., None]
+    np.testing.assert_allclose(transfer()(styles(), masks=masks), features("decode")(target), atol=1e-4)
     with pytest.raises(ValueError, match="got 2 masks for 1 styles"):
         model.apply(variables, CONTENT(), styles()[:1], masks=masks, method="transfer")
 
