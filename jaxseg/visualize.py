@@ -116,13 +116,14 @@ def draw_detections(
     *,
     threshold: float = 0.5,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The image, at least 480 pixels high, with the boxes, masks, classes and scores of `found`, from `threshold` on.
+    """The image, its longer side about 480 pixels at least, with the boxes, masks, classes and scores of `found`.
 
-    `found` is `Detections` of this image, as `jaxseg.predict.detect` gives them.
+    What scores below `threshold` is left out. `found` is `Detections` of this image, as `jaxseg.predict.detect` gives
+    them.
     """
     from PIL import ImageDraw
 
-    zoom = max(1, round(480 / image.shape[0]))
+    zoom = max(1, round(480 / max(image.shape[:2])))
     boxes, scores, classes = (np.asarray(x) for x in (found.boxes, found.scores, found.classes))
     shown = [i for i in range(len(scores)) if found.valid[i] and scores[i] >= threshold]
     mixed = image.astype(np.float32)

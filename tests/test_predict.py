@@ -187,6 +187,13 @@ def test_an_object_narrower_than_a_pixel_is_drawn():
     assert (drawn[30, 40] == [255, 0, 0]).all()
 
 
+def test_a_figure_of_a_sliver_is_no_larger_than_it_must_be():
+    nothing = Detections(np.zeros((1, 4), np.float32), np.zeros(1), np.zeros(1, int), None, np.zeros(1, bool))
+    palette = np.zeros((1, 3), np.uint8)
+    for shape, drawn in (((2, 900, 3), (2, 900, 3)), ((2, 120, 3), (8, 480, 3)), ((120, 2, 3), (480, 8, 3))):
+        assert draw_detections(np.zeros(shape, np.uint8), nothing, ("background",), palette).shape == drawn
+
+
 def test_pictures(tmp_path):
     palette = np.array([[0, 0, 0], [255, 0, 0]], np.uint8)
     labels = np.array([[0, 1, 255], [0, 1, 1]], np.int32)
