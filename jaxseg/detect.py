@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxseg.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from jaxseg.data.proposals import selective_search
-from jaxseg.ops.boxes import Proposals
+from jaxseg.ops.boxes import Proposals, clip_boxes
 from jaxseg.ops.masks import paste_masks
 
 __all__ = ["detect", "scaled_size"]
@@ -49,11 +49,18 @@ def _on_canvas(image: Shaped[np.ndarray, "h w 3"], scaled: tuple[int, int], canv
 
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(
-    model: nn.Module, variables: PyTree, images: Array, sizes: Array, ratios: Array, proposals: Proposals | None
+    model: nn.Module,
+    variables: PyTree,
+    images: Array,
+    sizes: Array,
+    ratios: Array,
+    originals: Array,
+    proposals: Proposals | None,
 ) -> Any:
     given = () if proposals is None else (proposals,)
     found: Any = model.apply(variables, images, sizes, *given, train=False)
-    return found.replace(boxes=found.boxes * ratios[:, None])
+    # a scaled side times the ratio of sides may round to just above the side
+    return found.replace(boxes=clip_boxes(found.boxes * ratios[:, None], originals))
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -141,7 +148,8 @@ def detect(
         down, across = (np.float32(image.shape[a]) / np.float32(size[a]) for a in (0, 1))
         ratios[i] = across, down, across, down
     regions = _proposals(detector, arrays, proposals, ratios)
-    found = _apply(model, variables, batch, np.array(scaled, np.int32), ratios, regions)
+    originals = np.array([image.shape[:2] for image in arrays], np.int32)
+    found = _apply(model, variables, batch, np.array(scaled, np.int32), ratios, originals, regions)
     out = []
     for i, image in enumerate(arrays):
         one = jax.tree.map(lambda x, i=i: x[i], found)

@@ -3,6 +3,7 @@
 import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from jaxseg.models import DETECTORS, MODELS, model_source
 from jaxseg.models.c4 import Res5Head
 from jaxseg.models.fast_rcnn import BoxConvHead, BoxHead
 from jaxseg.models.mask_rcnn import MaskHead
+from jaxseg.models.output import Detections
 from jaxseg.models.rcnn import CropNetwork
 from jaxseg.predict import detect
 from jaxseg.weights import from_published, load_published, save_weights, to_published
@@ -353,6 +355,27 @@ def test_detect_refuses_floats_that_are_no_pixels(value):
     images[1, 3, 4, 0] = value
     with pytest.raises(ValueError, match=r"floats in 0\.\.1, image 1 has .*; divide by 255, or give uint8"):
         detect(*filled("maskrcnn_resnet50_fpn"), images)
+
+
+class WholePictures(nn.Module):
+    """Finds one object, which is the picture."""
+
+    min_size: int = 64
+    max_size: int = 128
+
+    def propose(self):
+        """It is no Fast R-CNN, which is given boxes."""
+
+    def __call__(self, images, sizes, *, train):
+        boxes = jnp.concatenate([jnp.zeros_like(sizes), sizes[:, ::-1]], 1).astype(jnp.float32)[:, None]
+        ones = jnp.ones(boxes.shape[:2], jnp.int32)
+        return Detections(boxes, ones.astype(jnp.float32), ones, None, ones > 0)
+
+
+def test_no_box_leaves_its_picture_by_rounding():
+    images = [np.zeros((20, w, 3), np.uint8) for w in (28, 29, 65)]  # scaled by ratios that float32 rounds up
+    for image, found in zip(images, detect(WholePictures(), {}, images), strict=True):
+        np.testing.assert_array_equal(found.boxes, [[0, 0, image.shape[1], 20]])
 
 
 def test_detect_gives_each_image_its_own_pixels():
