@@ -3,7 +3,9 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +17,24 @@ from test_cli import jaxseg_command
 
 from jaxseg import checkpoint
 from jaxseg.cli import detect as cli_detect
+from jaxseg.cli import evaluate
 from jaxseg.cli.detect import COCO_NAMES, class_names
 from jaxseg.data import voc_palette
+from jaxseg.models.output import Detections
 from jaxseg.runs import model_config
 from jaxseg.weights import save_model, to_published
+
+sys.path.append(str(Path(__file__).parent / "data"))
+from detection_folders import make_coco, make_instances
+
+
+class Blind(nn.Module):
+    """A detector that finds nothing."""
+
+    max_size: int = 64
+
+    def detect_boxes(self):
+        """What detectors are known by."""
 
 
 def test_coco_names():
@@ -74,6 +90,8 @@ def test_predict_takes_the_folders_of_runs_and_of_converted_checkpoints(tmp_path
     manager.close()
     assert class_names(tmp_path / "run", 3) == classes
     assert class_names(tmp_path / "converted", 3) == ("background", "class 1", "class 2")
+    save_model(tmp_path / "named", variables, name, 3, about={"class_names": list(classes)})  # as of a run
+    assert class_names(tmp_path / "named", 3) == classes
     (tmp_path / "photos").mkdir()
     for file in ("17.png", "b.png", "c.png"):
         pixels = np.random.default_rng(len(file)).integers(0, 256, (12, 12, 3), np.uint8).repeat(8, 0).repeat(8, 1)
@@ -96,3 +114,31 @@ def test_predict_takes_the_folders_of_runs_and_of_converted_checkpoints(tmp_path
     assert "scores 3 classes, not 5; leave --classes out" in capsys.readouterr().err
     assert jaxseg_command("predict", "run", "photos", "--batch", 0) == 2
     assert "--batch is at least 1" in capsys.readouterr().err
+
+
+def test_evaluate_gives_a_detectors_average_precision(tmp_path, monkeypatch, capsys):
+    trained = {"num_classes": 2, "class_names": ["background", "thing"]}
+    monkeypatch.setattr(evaluate, "load_described", lambda run: (Blind(), {}, trained))
+    none = Detections(np.zeros((1, 4)), np.zeros(1), np.zeros(1, int), np.zeros((1, 40, 56)), np.zeros(1, bool))
+    monkeypatch.setattr("jaxseg.predict.objects.detect", lambda model, variables, images, canvas: [none] * len(images))
+    make_instances(tmp_path / "ids", "test", 3, (40, 56))
+    words = ("evaluate", tmp_path, "--data", tmp_path / "ids")
+    assert jaxseg_command(*words) == 0
+    said = capsys.readouterr().out
+    assert "test data: 3 images" in said
+    assert "| mask |" in said
+    scores = json.loads((tmp_path / "evaluation-test.json").read_text())
+    assert (scores["box_ap"], scores["mask_ap50"], scores["mask_ap_large"]) == (0, 0, None)
+    assert jaxseg_command(*words, "--split", "val") == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert jaxseg_command(*words, "--parallel", "pmap", "--ignore-label", 0) == 2
+    assert "--parallel, --ignore-label are for semantic models" in capsys.readouterr().err
+    images, listing = make_coco(tmp_path / "coco")
+    images.rename(images.with_name("val2017"))
+    (tmp_path / "coco" / "annotations").mkdir()
+    listing.rename(tmp_path / "coco" / "annotations" / "instances_val2017.json")
+    assert jaxseg_command("evaluate", tmp_path, "--data", tmp_path / "coco") == 2
+    assert "has 8 classes" in capsys.readouterr().err
+    trained |= {"num_classes": 8}
+    assert jaxseg_command("evaluate", tmp_path, "--data", tmp_path / "coco") == 0
+    assert "val data: 3 images" in capsys.readouterr().out

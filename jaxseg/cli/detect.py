@@ -16,6 +16,7 @@ from jaxseg.models import create_model
 from jaxseg.predict import detect
 from jaxseg.visualize import draw_detections
 from jaxseg.weights import from_published, read_weights
+from jaxseg.weights.folder import read_json
 
 __all__ = ["COCO_NAMES", "class_names", "detect_files", "load_detector"]
 
@@ -75,14 +76,17 @@ def _instance_map(found: Any, threshold: float) -> np.ndarray:
 
 
 def class_names(weights: pathlib.Path, count: int) -> tuple[str, ...]:
-    """What the `count` classes are called: as a run says that was trained, COCO's by their number, or by numbers."""
+    """What the `count` classes are called: as a run says, or what it was converted to, COCO's, or by numbers."""
     steps = [int(p.name) for p in (weights / "checkpoints").glob("*") if p.name.isdigit()]
+    named: Any = ()
     if steps:
         from jaxseg.checkpoint import read_meta  # Orbax takes a third of a second to import
 
         named = read_meta(weights / "checkpoints", max(steps))["config"].get("class_names", ())
-        if len(named) == count:
-            return tuple(named)
+    elif (weights / "model.json").is_file():
+        named = read_json(weights / "model.json").get("class_names", ())
+    if isinstance(named, list | tuple) and len(named) == count:
+        return tuple(map(str, named))
     return COCO_NAMES if count == len(COCO_NAMES) else ("background", *(f"class {k}" for k in range(1, count)))
 
 

@@ -23,7 +23,7 @@ from jaxseg.data.official import OfficialSource, ade20k, camvid, cityscapes, oxf
 from jaxseg.data.pictures import PictureSource, centre_square, pictures
 from jaxseg.data.pipeline import batch_names, eval_batches, train_batches
 from jaxseg.data.proposals import selective_search
-from jaxseg.data.shapes_tfds import ShapesSource, default_data_dir, prepare_shapes, shapes
+from jaxseg.data.shapes_tfds import ShapesObjects, ShapesSource, default_data_dir, prepare_shapes, shapes
 from jaxseg.data.source import IGNORE, DataError, Example, Source, voc_palette
 from jaxseg.data.voc_objects import VocObjects, voc_objects
 from jaxseg.data.weight_map import border_weights, with_border_weights
@@ -46,6 +46,7 @@ __all__ = [
     "OfficialSource",
     "PaddedObjects",
     "PictureSource",
+    "ShapesObjects",
     "ShapesSource",
     "Source",
     "VocObjects",

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxseg.data.shapes import CLASS_NAMES, PALETTE
+from jaxseg.data.shapes import CLASS_NAMES, PALETTE, instance_boxes
 from jaxseg.data.source import DataError, Example
 
-__all__ = ["ShapesSource", "default_data_dir", "prepare_shapes", "shapes"]
+__all__ = ["ShapesObjects", "ShapesSource", "default_data_dir", "prepare_shapes", "shapes"]
 
 _VERSION = "1.0.0"
 _SPLITS = {"train": (0, 1000), "validation": (1, 200)}  # seed of the world, number of pictures
@@ -107,6 +107,19 @@ class ShapesSource:
 
     def name(self, index: int) -> str:
         return f"shapes/{self.split}/{index}"
+
+
+class ShapesObjects(ShapesSource):
+    """The same pictures as a source of objects; see `jaxseg.data.objects`."""
+
+    has_masks = True
+
+    def __getitem__(self, index: int) -> Example:
+        example = super().__getitem__(index)
+        label, instances = example["label"], example["instances"]
+        classes = [label[instances == k + 1][0] for k in range(instances.max(initial=0))]
+        objects = {"boxes": instance_boxes(instances), "classes": np.array(classes, np.int32)}
+        return {"image": example["image"], "instances": instances, **objects}
 
 
 def shapes(

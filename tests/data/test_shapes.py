@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxseg.data import DataError, check_data, prepare_shapes, shapes, train_batches
+from jaxseg.data import DataError, ShapesObjects, check_data, prepare_shapes, shapes, train_batches
 from jaxseg.data.shapes import CLASS_NAMES, draw
 from jaxseg.data.shapes_builder import Shapes
 from jaxseg.data.shapes_tfds import default_data_dir
@@ -106,6 +106,14 @@ def test_source_holds_what_draw_drew(tiny_shapes):
     assert check_data(source).images == 6
     with pytest.raises(DataError, match="no split 'test'; there is train, validation"):
         shapes("test", data_dir=tiny_shapes)
+
+
+def test_shapes_are_objects(tiny_shapes):
+    source = ShapesObjects(shapes("train", data_dir=tiny_shapes).home, "train")
+    for index in (0, 5):
+        scene, example = draw(0, index), source[index]
+        for key in ("image", "instances", "boxes", "classes"):
+            np.testing.assert_array_equal(example[key], getattr(scene, key))
 
 
 def test_source_feeds_batches(tiny_shapes):
