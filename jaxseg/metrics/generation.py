@@ -40,7 +40,8 @@ def frechet_distance(images: Float[np.ndarray, "n d"], reals: Float[np.ndarray, 
     the covariances' product would make 1e-8 of each eigenvalue that should be zero, as most are of few images.
     """
     a, b = _rows(images, reals, least=2)
-    first, second = (np.linalg.qr((rows - rows.mean(0)) / np.sqrt(len(rows) - 1), mode="r") for rows in (a, b))
+    roots: Any = [np.linalg.qr((rows - rows.mean(0)) / np.sqrt(len(rows) - 1), mode="r") for rows in (a, b)]
+    first, second = roots
     root = np.linalg.svd(first @ second.T, compute_uv=False).sum()
     spread = np.square(first).sum() + np.square(second).sum() - 2 * root
     return float(np.square(a.mean(0) - b.mean(0)).sum() + max(spread, 0))
