@@ -180,8 +180,10 @@ def test_numbers_that_no_loss_has_are_named(numbers):
 
 
 def test_a_loss_of_no_kind_is_no_wasserstein():
+    unchecked = object.__new__(AdversarialLoss)  # past the tests' own check of types
+    object.__setattr__(unchecked, "kind", "hinge")
     with pytest.raises(ValueError, match=r'of the kind "r1" or "wgan-gp", got "hinge"'):
-        AdversarialLoss("hinge", 10.0)  # type: ignore[arg-type]
+        unchecked.__post_init__()
 
 
 @pytest.fixture(scope="module")
