@@ -8,13 +8,14 @@ decay 1e-4, 1,000 steps of warm-up, a tenth at 2/3 and 8/9 of the run (1x) or at
 stem and first stage frozen; mirror images. Expected box and mask AP on val2017: 38.6 and 35.2 with 1x, 41.0 and 37.2
 with 3x (Detectron2's R50-FPN; its strides are in the 1x1 convolutions, torchvision's and these in the 3x3). `--lsj`
 instead jitters the scale by 0.1 to 2 and pastes objects of the next picture (Ghiasi et al. 2021), which pays from some
-100 epochs on, with batch norm. `--weights` are torchvision's ImageNet ResNet-50, or a whole published detector to
-fine-tune. The canvas holds each picture scaled to fit, where Detectron2 scales the short side to 640-800.
+100 epochs on, with `--norm batch`. `--weights` are torchvision's ImageNet ResNet-50, with which `--norm frozen` has its
+epsilon, or a whole published detector to fine-tune. The canvas holds each picture scaled to fit, where Detectron2
+scales the short side to 640-800.
 """
 
 import dataclasses
 import pathlib
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -45,6 +46,8 @@ class Config:
     """Length (0: the schedule's), batch, output."""
     model: str = "maskrcnn_resnet50_fpn"
     """A detector of the zoo."""
+    norm: Literal["frozen", "batch", "group"] | None = None
+    """Of the body; by default the model's own."""
     size: Size = (1344, 1344)
     """The canvas; both of landscape and portrait pictures."""
     max_instances: int = 100
@@ -70,7 +73,9 @@ def main(config: Config) -> None:
         for split in ("train", "val")
     )
     run = dataclasses.replace(config.run, steps=config.run.steps or STEPS * config.schedule)
-    fields = {"min_size": min(config.size), "max_size": max(config.size)}
+    fields: dict[str, Any] = {"min_size": min(config.size), "max_size": max(config.size)}
+    if config.norm is not None:
+        fields["norm"] = config.norm
     described = model_config(config.model, train.num_classes, config.size, train.class_names, train.palette, **fields)
     model = model_from_config(described)
     fns = detection(

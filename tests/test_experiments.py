@@ -291,19 +291,22 @@ def test_coco_trains_scores_and_is_drawn(tmp_path, monkeypatch):
     from models.test_detectors import small
 
     experiment = load("coco")
-    monkeypatch.setattr(
-        experiment,
-        "model_from_config",
-        lambda config: small("maskrcnn_resnet50_fpn").clone(
-            num_classes=config["num_classes"], rpn_pre_nms_top_n_train=24, rpn_post_nms_top_n_train=16
-        ),
-    )
+    norms = []
+
+    def narrow(config):
+        norms.append(create_model(config["model"], config["num_classes"], **config["fields"]).norm)
+        return small("maskrcnn_resnet50_fpn").clone(
+            num_classes=config["num_classes"], rpn_pre_nms_top_n_train=24, rpn_post_nms_top_n_train=16, norm=norms[0]
+        )
+
+    monkeypatch.setattr(experiment, "model_from_config", narrow)
     shared = next((p for p in (q / "shared/data/tiny_coco" for q in EXPERIMENTS.parents[1:3]) if p.is_dir()), None)
     if shared is None:
         pytest.skip("shared/data/tiny_coco is not on this machine")
     run = Run(steps=2, batch=8, out=tmp_path / "run", checkpoint_every=2)
-    config = experiment.Config(shared, run=run, size=(64, 64), lsj=True, small_samples=True, pictures=6)
+    config = experiment.Config(shared, run=run, size=(64, 64), lsj=True, norm="batch", small_samples=True, pictures=6)
     experiment.main(config)
+    assert norms == [BatchNorm]
     scores = json.loads((tmp_path / "run" / "results.json").read_text())["scores"]
     assert {"box_ap", "mask_ap", "mask_ap50"} <= set(scores)
     assert (tmp_path / "run" / "detections.png").exists()
