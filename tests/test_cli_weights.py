@@ -138,6 +138,7 @@ def test_training_starts_from_a_hub_folder_and_from_a_converted_one(tmp_path, ca
         start_from(tmp_path / "empty", model)(fresh)
 
 
+@pytest.mark.slow
 def test_train_takes_a_converted_folder_with_the_fields_that_it_describes(tmp_path):
     hub_folder(tmp_path / "hub", 3)
     words = ("--size", "32x32", "--steps", 2, "--batch", 8, "--out", tmp_path / "run", "--weights", tmp_path / "hub")

@@ -52,6 +52,7 @@ def test_edits_are_a_strip():
         edit(jnp.zeros((1, 4, 6)), TRUE)
 
 
+@pytest.mark.slow
 def test_a_projector_finds_the_w_of_an_image():
     model = create_model(
         "stylegan_generator",

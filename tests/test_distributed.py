@@ -39,7 +39,10 @@ TOPOLOGIES = {
 }
 
 
-@pytest.mark.parametrize("options", TOPOLOGIES.values(), ids=TOPOLOGIES)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(o, id=name, marks=[pytest.mark.slow] * (name == "spatial")) for name, o in TOPOLOGIES.items()],
+)
 def test_two_processes_train_as_one_device(options, uninterrupted, tmp_path):  # noqa: F811
     outputs = together(tmp_path / "run", "--steps", 6, *options)
     want = [r["loss"] for r in read_records(uninterrupted / "metrics.jsonl") if "loss" in r][:6]

@@ -50,6 +50,7 @@ def make_camvid(root):
             Image.fromarray(label[..., None].repeat(3, -1) * 20).save(root / split / "images" / f"{i}.jpg")
 
 
+@pytest.mark.slow
 def test_camvid_trains_and_tabulates_the_test_part(tmp_path, capsys):
     camvid = load("camvid")
     make_camvid(tmp_path)
@@ -157,6 +158,7 @@ def write_pictures(root, names, size, seed):
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(root / name)
 
 
+@pytest.mark.slow
 def test_style_transfer_trains_and_draws_its_grid(tmp_path, monkeypatch):
     style_transfer = load("style_transfer")
     narrow = functools.partial(style_transfer.ENCODERS["vgg16"], features=(3, 4, 4, 6))

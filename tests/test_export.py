@@ -263,6 +263,7 @@ assert not [name for name in sys.modules if name.startswith(("jaxseg", "flax"))]
 """
 
 
+@pytest.mark.slow
 def test_mask_rcnn_with_its_suppression_runs_without_jaxseg(tmp_path):
     _, variables = filled("maskrcnn_resnet50_fpn")
     here = pathlib.Path(__file__).parent

@@ -73,6 +73,7 @@ def make_vgg(path, seed=0):
     np.savez(path, **arrays)
 
 
+@pytest.mark.slow
 def test_perceptual_distance_is_lpips(tmp_path, monkeypatch):
     """Against the definition: unit features, weighted squared differences summed over channels, means over pixels."""
     monkeypatch.setattr(features, "vgg16", NARROW)

@@ -69,7 +69,7 @@ def losses_over(placement_name, steps=5, **options):
 
 
 @pytest.mark.parametrize("placement", ["data", "fsdp", "spatial", "width", "pmap", "pmap one"])
-@pytest.mark.parametrize("loss", [cross_entropy, dice_loss])
+@pytest.mark.parametrize("loss", [cross_entropy, pytest.param(dice_loss, marks=pytest.mark.slow)])
 def test_every_placement_gives_the_losses_of_one_device(placement, loss):
     if loss is dice_loss and placement not in ("data", "pmap"):
         pytest.skip("one loss that is a ratio of sums is enough for the two ways to reduce")

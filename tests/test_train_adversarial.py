@@ -78,7 +78,7 @@ def trained(placement_name, steps=4):
     return jax.device_get(state), history
 
 
-@pytest.mark.parametrize("placement", ["data", "pmap"])
+@pytest.mark.parametrize("placement", ["data", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_every_placement_gives_the_numbers_of_one_device(placement):
     """Scores, R1 through the minibatch's deviations, styles mixed by image, and w's average."""
     want_state, want = trained("one")
@@ -90,6 +90,7 @@ def test_every_placement_gives_the_numbers_of_one_device(placement):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_conditional_progan_in_its_fade_has_the_numbers_of_one_device_on_eight():
     """Labels, the penalty between reals and images, minibatch deviations and the fade, all by example."""
     start = grown(functions("progan", 3).init(KEY, batch_of(0)))
@@ -107,6 +108,7 @@ def test_a_conditional_progan_in_its_fade_has_the_numbers_of_one_device_on_eight
         np.testing.assert_allclose(ends[1][name], value, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stylegan", "progan"])
 def test_bfloat16_trains_float32_parameters(kind):
     """Losses and penalties of a step are float32's to 5 %, of the largest; and three steps are finite."""

@@ -225,6 +225,7 @@ def test_two_runs_from_one_seed_are_equal_to_the_last_bit():
     assert not jax.tree.all(jax.tree.map(np.array_equal, other.params, same.params))
 
 
+@pytest.mark.slow
 def test_images_without_objects_train_and_score():
     fns, _, update, evaluate = trainer()
     empty = batch() | {k: np.zeros((2, 64, 64), np.int32) for k in ("label", "instances")}

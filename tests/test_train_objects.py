@@ -48,6 +48,7 @@ def objects_trainer():
     return fns, jax.jit(fns.update), jax.jit(fns.evaluate)
 
 
+@pytest.mark.slow
 def test_arrays_train_and_score_as_maps_do_and_frozen_stages_stay():
     fns, update, evaluate = objects_trainer()
     _, _, by_maps, maps_evaluate = trainer()
@@ -182,6 +183,7 @@ def over(devices):
     return history, jax.device_get(sums), whole["valid"][:3].sum()
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_numbers_of_one_and_count_each_picture_once():
     history, sums, objects = over(8)
     expected, expected_sums, _ = over(1)

@@ -51,6 +51,7 @@ def test_the_decoder_learns_and_the_encoder_stays():
     np.testing.assert_allclose(scores["loss"], scores["content_loss"] + 10 * scores["style_loss"], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["data", "pmap"])
 def test_every_placement_gives_the_losses_of_one_device(placement):
     _, _, want, want_scores = trained("one", 40)

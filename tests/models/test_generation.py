@@ -287,7 +287,7 @@ def test_noise_is_by_key_by_image_and_by_layer():
     assert np.abs(np.asarray(a[0] - a[1])).max() > 1e-2
     none = generate(jax.random.key(0), 0 * ones)
     np.testing.assert_array_equal(none, generate(jax.random.key(1), 0 * ones))
-    np.testing.assert_array_equal(none[0], none[1])
+    np.testing.assert_allclose(none[0], none[1], atol=1e-5)  # two places of a batch; noise is 1e-2 and more
     fixed = run("stylegan_generator")(latents()[:1])
     assert np.abs(np.asarray(fixed[0] - a[0])).max() > 1e-2
 

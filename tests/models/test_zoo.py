@@ -257,6 +257,7 @@ def test_train_mode_is_the_references(name):
         np.testing.assert_allclose(ours, golden()[f"{name} statistics"], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRIED)
 def test_every_parameter_has_a_gradient(name):
     model, variables, images = narrow(name)
