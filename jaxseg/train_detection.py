@@ -123,7 +123,7 @@ def detection_losses(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_index(images.shape[0]))
     anchor_keys, box_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     sizes = detector.true_sizes(images, sizes)
-    features = detector.features(images, train=True)
+    features = detector.features(images, sizes, train=True)
     losses: dict[str, Array] = {}
     if hasattr(detector, "anchor_scores"):
         scores = detector.anchor_scores(features, train=True)

@@ -143,7 +143,7 @@ class FastRCNN(nn.Module):
             zeros = jnp.zeros_like(sizes)
             boxes = jnp.concatenate([zeros, sizes[:, ::-1]], 1).astype(jnp.float32)[:, None]
             proposals = Proposals(boxes, jnp.ones(boxes.shape[:2]), jnp.ones(boxes.shape[:2], bool))
-        return self.detect_boxes(self.features(images, train=train), proposals, sizes, train=train)
+        return self.detect_boxes(self.features(images, sizes, train=train), proposals, sizes, train=train)
 
     def true_sizes(self, images: Float[Array, "n h w 3"], sizes: Int[Array, "n 2"] | None) -> Int[Array, "n 2"]:
         """`sizes`, or those of the canvas; raises ValueError for a canvas that does not divide."""
@@ -156,8 +156,10 @@ class FastRCNN(nn.Module):
             )
         return jnp.broadcast_to(jnp.array([h, w], jnp.int32), (n, 2)) if sizes is None else sizes
 
-    def features(self, images: Float[Array, "n h w 3"], *, train: bool) -> dict[str, Array]:
-        """The levels, from fine to coarse."""
+    def features(
+        self, images: Float[Array, "n h w 3"], sizes: Int[Array, "n 2"] | None = None, *, train: bool
+    ) -> dict[str, Array]:
+        """The levels, from fine to coarse. As in torchvision padding is seen like the rest, whatever the `sizes`."""
         return self.backbone(images.astype(self.dtype), train=train)
 
     def pool(self, features: Mapping[str, Array], boxes: Float[Array, "n k 4"], size: int) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxseg.backbones.vgg import VGG, vgg16
 from jaxseg.layers import Dropout
@@ -57,21 +57,28 @@ class RCNN(FastRCNN):
         self.cls_score = nn.Dense(self.num_classes, dtype=self.dtype)
         self.bbox_pred = nn.Dense(4 * self.num_classes, dtype=self.dtype)
 
-    def features(self, images: Float[Array, "n h w 3"], *, train: bool) -> dict[str, Array]:
-        """The images themselves: crops see nothing else."""
-        return {"image": images.astype(self.dtype)}
+    def features(
+        self, images: Float[Array, "n h w 3"], sizes: Int[Array, "n 2"] | None = None, *, train: bool
+    ) -> dict[str, Array]:
+        """The images themselves, and their true `sizes` (h, w) on the canvas: crops see nothing else."""
+        return {"image": images.astype(self.dtype)} | ({} if sizes is None else {"size": sizes})
 
     def region_features(
-        self, images: Float[Array, "n h w 3"], boxes: Float[Array, "n k 4"], *, train: bool
+        self,
+        images: Float[Array, "n h w 3"],
+        boxes: Float[Array, "n k 4"],
+        sizes: Int[Array, "n 2"] | None = None,
+        *,
+        train: bool,
     ) -> tuple[Float[Array, "n k p"], Float[Array, "n k f"]]:
         """pool5 and fc7 of each box: what box regression and the classifiers are fitted on."""
         n, k = boxes.shape[:2]
-        crops = warp_crops(images, boxes, self.crop_size, padding=self.crop_padding)
+        crops = warp_crops(images, boxes, self.crop_size, padding=self.crop_padding, sizes=sizes)
         pool5, fc7 = self.backbone(crops.reshape(n * k, *crops.shape[2:]), train=train)
         return pool5.reshape(n, k, -1), fc7.reshape(n, k, -1)
 
-    def _scores(self, images: Array, boxes: Array, train: bool) -> tuple[Array, Array]:
-        pool5, fc7 = self.region_features(images, boxes, train=train)
+    def _scores(self, features: Mapping[str, Array], boxes: Array, train: bool) -> tuple[Array, Array]:
+        pool5, fc7 = self.region_features(features["image"], boxes, features.get("size"), train=train)
         logits, deltas = self.cls_score(fc7), self.bbox_pred(pool5)
         return logits.astype(jnp.float32), deltas.astype(jnp.float32).reshape(*boxes.shape[:2], -1, 4)
 
@@ -79,15 +86,15 @@ class RCNN(FastRCNN):
         self, features: Mapping[str, Array], boxes: Float[Array, "n k 4"], *, train: bool
     ) -> tuple[Float[Array, "n k c"], Float[Array, "n k c 4"]]:
         """Class logits, or margins, and refinements by `decode_boxes` with BOX_WEIGHTS, of the boxes."""
-        images, (n, k) = features["image"], boxes.shape[:2]
+        n, k = boxes.shape[:2]
         if k <= self.crops_at_once or self.is_initializing():
-            return self._scores(images, boxes, train)
+            return self._scores(features, boxes, train)
         steps = -(-k // self.crops_at_once)
         padded = jnp.pad(boxes, ((0, 0), (0, steps * self.crops_at_once - k), (0, 0)))
         parts = padded.reshape(n, steps, self.crops_at_once, 4).swapaxes(0, 1)
 
         def one(model: RCNN, carry: None, part: Array) -> tuple[None, tuple[Array, Array]]:
-            return carry, model._scores(images, part, train)
+            return carry, model._scores(features, part, train)
 
         scan = nn.scan(
             nn.remat(one), variable_broadcast=["params", "batch_stats"], split_rngs={"params": False, "dropout": True}

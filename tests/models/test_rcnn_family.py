@@ -97,6 +97,20 @@ def test_a_pass_over_crops_in_parts_is_the_pass_over_all():
     assert not np.allclose(dropped[0], whole[0])
 
 
+def test_what_lies_beyond_a_picture_on_its_canvas_is_the_mean_to_a_crop():
+    model = small("rcnn_vgg16", box_score_thresh=0.0)
+    variables = fill(init_shapes(model))
+    sizes = jnp.array([[44, 50], [64, 64]])
+    there = (jnp.arange(64)[:, None] < sizes[:, :1, None]) & (jnp.arange(64) < sizes[:, 1:, None])
+    images, boxes = pictures(2, 64, 64), given((20, 20, 50, 44), (2, 30, 30, 44))
+    boxes = jax.tree.map(lambda x: jnp.tile(x, (2,) + (1,) * (x.ndim - 1)), boxes)
+    canvases = (jnp.where(there[..., None], images, padding) for padding in (0.0, 3.0))
+    mean, other = (model.apply(variables, canvas, sizes, boxes, train=False) for canvas in canvases)
+    assert mean.valid.any(1).all()
+    np.testing.assert_array_equal(mean.scores, other.scores)
+    np.testing.assert_array_equal(mean.boxes, other.boxes)
+
+
 @pytest.mark.parametrize("name", ["rcnn_vgg16", "fastrcnn_vgg16"])
 def test_detections_come_from_the_proposals(name):
     model = small(name, box_score_thresh=0.0, max_proposals=6)
