@@ -198,7 +198,7 @@ def main(config: Config) -> dict[str, Any]:
     source = pictures(config.data, 4 << run.stage)
     attributes = attributes_of(source.class_names)
     if config.attribute not in attributes.names:
-        raise SystemExit(f"--attribute {config.attribute}: {config.data} has {', '.join(attributes.names)}")
+        raise SystemExit(f"--attribute {config.attribute}: {config.data} has {', '.join(attributes.names) or 'none'}")
     classifier = train_classifier(source, config.out / "classifier", steps=config.classifier_steps)
     editor = Editor(config, run, classifier.logits, attributes)
     steps = [f"{step:+g}" for step in config.steps]
