@@ -182,9 +182,17 @@ def adaptive_average_pool(x: Float[Array, "n h w c"], size: tuple[Dim, Dim]) -> 
     return x
 
 
+def _first_of_the_largest(x: Array, axis: int) -> Array:
+    # By its place: ties would share jnp.max's gradient, which is 0 / 0 where XLA computes and rounds `x` twice unlike.
+    place = jnp.argmax(x, axis, keepdims=True)
+    here = jax.lax.broadcasted_iota(place.dtype, x.shape, axis) == place
+    return jnp.where(here, x, 0).sum(axis)
+
+
 def adaptive_max_pool(x: Float[Array, "n h w c"], size: tuple[Dim, Dim]) -> Float[Array, "n ph pw c"]:
     """Maxima over `size` windows that cover `x`, as PyTorch's AdaptiveMaxPool2d."""
-    for axis, n_out in ((1, size[0]), (2, size[1])):
+    for axis, n_out in ((2, size[1]), (1, size[0])):  # columns before rows: the first in row-major order then wins
         windows = zip(*_adaptive_windows(x.shape[axis], n_out), strict=True)
-        x = jnp.stack([jax.lax.slice_in_dim(x, a, b, axis=axis).max(axis) for a, b in windows], axis)
+        views = (jax.lax.slice_in_dim(x, a, b, axis=axis) for a, b in windows)
+        x = jnp.stack([_first_of_the_largest(view, axis) for view in views], axis)
     return x

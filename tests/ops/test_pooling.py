@@ -152,3 +152,24 @@ def test_adaptive_windows_by_their_definition(shape, size):
         window = x[:, edges(i, 0), edges(j, 1)]
         np.testing.assert_allclose(average[:, i, j], window.mean((1, 2)), atol=1e-6)
         np.testing.assert_array_equal(largest[:, i, j], window.max((1, 2)))
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_the_first_of_equal_values_has_the_whole_gradient_of_an_adaptive_window(jitted):
+    x = np.random.default_rng(1).integers(0, 3, (2, 7, 9, 4)).astype(np.float32)  # rectified maps are full of ties
+
+    def picked(x):
+        return (adaptive_max_pool(x, (2, 3)) * weights).sum()
+
+    weights = jnp.arange(48, dtype=jnp.float32).reshape(2, 2, 3, 4) + 1
+    gradient = (jax.jit(jax.grad(picked)) if jitted else jax.grad(picked))(jnp.asarray(x))
+    expected = np.zeros_like(x)
+    for n, i, j, c in np.ndindex(weights.shape):
+        rows, columns = slice(7 * i // 2, -(-7 * (i + 1) // 2)), slice(3 * j, 3 * j + 3)
+        window = x[n, rows, columns, c]
+        row, column = np.unravel_index(window.argmax(), window.shape)
+        expected[n, rows.start + row, columns.start + column, c] += weights[n, i, j, c]
+    np.testing.assert_array_equal(gradient, expected)
+    x[0, 3, 4, 0], x[1, 2, 2, 1] = np.nan, np.inf
+    assert np.isnan(adaptive_max_pool(jnp.asarray(x), (1, 1))[0, 0, 0, 0])
+    assert adaptive_max_pool(jnp.asarray(x), (1, 1))[1, 0, 0, 1] == np.inf
