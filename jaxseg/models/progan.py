@@ -77,6 +77,7 @@ def one_hot(labels: Labels, num_classes: int, n: Any, what: str) -> Float[Array,
         raise ValueError(f"this {what} is unconditional and takes no labels; create it with num_classes")
     if labels is None:
         return jnp.zeros((n, 0))
+    labels = jnp.asarray(labels)
     if labels.shape != (n,) or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"{what} needs integer labels of shape ({n},), got {labels.dtype} {labels.shape}")
     known = np.zeros(0, int) if isinstance(labels, jax.core.Tracer) else np.asarray(labels)

@@ -35,7 +35,15 @@ def _per_example(key: jax.Array, n: int) -> jax.Array:
 def mix_styles(
     first: Float[Array, "n layers w"], second: Float[Array, "n layers w"], crossover: Int[Array, "n"]
 ) -> Float[Array, "n layers w"]:
-    """Each image's styles from `first` for layers before its `crossover`, from `second` after."""
+    """Each image's styles from `first` for layers before its `crossover`, from `second` after.
+
+    Raises ValueError where the three are not of as many images and layers: one w for all would be broadcast unasked.
+    """
+    if first.ndim != 3 or first.shape != second.shape or crossover.shape != first.shape[:1]:
+        raise ValueError(
+            f"mix_styles takes two w of one shape [n, layers, w] and crossover [n], got {first.shape}, {second.shape} "
+            f"and {crossover.shape}; `truncate` of the generator gives such w"
+        )
     before = jnp.arange(first.shape[1])[None] < crossover[:, None]
     return jnp.where(before[..., None], first, second)
 

@@ -1,6 +1,7 @@
 """ProGAN's and StyleGAN's networks: counts, genforce's numbers, growth, styles, noise, labels, errors."""
 
 import functools
+import inspect
 import pathlib
 
 import jax
@@ -309,6 +310,8 @@ def test_training_mixes_an_image_at_a_time_and_follows_w():
     np.testing.assert_allclose(state["w_average"]["mean"], 0.75 * old + 0.25 * w.mean(0), rtol=1e-4, atol=1e-5)
     a, b = jnp.zeros((3, 4, 2)), jnp.ones((3, 4, 2))
     np.testing.assert_array_equal(mix_styles(a, b, jnp.array([1, 3, 4]))[..., 0].sum(1), [3, 1, 0])
+    with pytest.raises(ValueError, match=r"of one shape .* got \(1, 4, 2\), \(3, 4, 2\)"):
+        inspect.unwrap(mix_styles)(a[:1], b, jnp.array([1, 3, 4]))
 
 
 def test_labels_matter():
