@@ -7,22 +7,16 @@ mask AP50 0.811, box AP50 0.850, in 29 minutes on two cores with other work besi
 """
 
 import dataclasses
-import json
 import pathlib
 
-import numpy as np
 import tyro
-from PIL import Image
 
-from jaxseg.data import flip, shapes
-from jaxseg.data.shapes import instance_boxes
+from jaxseg.data import ShapesObjects, flip, shapes
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
-from jaxseg.metrics.coco import Objects, coco_average_precision
-from jaxseg.predict import detect
+from jaxseg.report import finish_detection
 from jaxseg.runs import model_config, model_from_config
 from jaxseg.train import adamw_cosine
 from jaxseg.train_detection import Sampling, detection
-from jaxseg.visualize import draw_detections
 
 SIZE = (128, 128)
 
@@ -53,19 +47,12 @@ FIELDS = {
 }
 
 
-def objects_of(example: dict[str, np.ndarray]) -> Objects:
-    """What is true of a picture."""
-    ids = np.arange(1, example["instances"].max() + 1)
-    masks = example["instances"] == ids[:, None, None]
-    classes = np.array([example["label"][mask][0] for mask in masks], np.int32)
-    return Objects(instance_boxes(example["instances"]), classes, masks)
-
-
 def main(config: Config) -> None:
     train, test = shapes("train"), shapes("validation")
     run = config.run
     described = model_config("maskrcnn_small", train.num_classes, SIZE, train.class_names, train.palette, **FIELDS)
     model = model_from_config(described)
+    described |= {"learning_rate": config.learning_rate}
     fns = detection(
         model,
         optimizer=adamw_cosine(config.learning_rate, run.steps),
@@ -75,27 +62,12 @@ def main(config: Config) -> None:
     )
     result = fit(
         fns, training_feed(train, SIZE, run.batch, run.seed), evaluation_feed(test, SIZE, run.batch), run,
-        config=described | {"learning_rate": config.learning_rate},
+        config=described,
     )  # fmt: skip
-    if result.stopped:
-        return
-    variables = {"params": result.state.params, **result.state.model_state}
-    truth, found, panels = [], [], []
-    for start in range(0, config.pictures, 20):
-        examples = [test[i] for i in range(start, min(start + 20, config.pictures))]
-        for example, one in zip(examples, detect(model, variables, [e["image"] for e in examples]), strict=True):
-            valid = np.asarray(one.valid)
-            boxes, classes, scores = (np.asarray(x)[valid] for x in (one.boxes, one.classes, one.scores))
-            found.append(Objects(boxes, classes, np.asarray(one.masks)[valid] > 0.5, scores))
-            truth.append(objects_of(example))
-            if len(panels) < 6:
-                panels.append(draw_detections(example["image"], one, test.class_names, test.palette))
-    figure = np.concatenate([np.concatenate(panels[i : i + 3], 1) for i in range(0, len(panels) // 3 * 3, 3)])
-    Image.fromarray(figure).save(run.out / "detections.png")
-    scores = coco_average_precision(truth, found, test.class_names)
-    finite = {k: v if np.isfinite(v) else None for k, v in scores.items()}
-    (run.out / "results.json").write_text(json.dumps({"scores": finite, "steps": run.steps}, indent=1) + "\n")
-    print(" ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+    if not result.stopped:
+        variables = {"params": result.state.params, **result.state.model_state}
+        held_out = ShapesObjects(test.home, test.split)
+        finish_detection(run.out, described, model, variables, held_out, batch=20, pictures=config.pictures)
 
 
 if __name__ == "__main__":
