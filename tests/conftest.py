@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, jaxtyping shapes checked, a compilation cache that outlives a run."""
 
 import gc
+import os
 import pathlib
 
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_disable_most_optimizations", os.environ.get("JAXSEG_TESTS_OPTIMIZED") != "1")  # of LLVM
 install_import_hook("jaxseg", "beartype.beartype")
 gc.set_threshold(100_000)  # what traces make stays: looking through it was an eighth of the time
 

@@ -250,30 +250,29 @@ def test_faces_grow_with_labels_and_without(tmp_path):
     assert (tmp_path / "progan" / "grid_8.png").exists()
 
 
+# a tenth of the proposals, so that a test can wait for them
+FEW = {f"rpn_{when}_nms_top_n_{mode}": 24 for when in ("pre", "post") for mode in ("train", "test")}
+FEW |= {"box_detections_per_img": 6}
+
+
 @pytest.mark.slow
-def test_shapes_mask_rcnn_trains_scores_and_draws(tmp_path, capsys):
+def test_shapes_mask_rcnn_trains_scores_and_draws(tmp_path, capsys, monkeypatch):
     experiment = load("shapes_mask_rcnn")
+    monkeypatch.setattr(experiment, "FIELDS", experiment.FIELDS | FEW)
     run = Run(steps=2, batch=8, out=tmp_path / "run", checkpoint_every=2)
-    experiment.main(experiment.Config(run, pictures=6))
+    experiment.main(experiment.Config(run, pictures=2))
     scores = json.loads((tmp_path / "run" / "results.json").read_text())["scores"]
     assert {"box_ap50", "mask_ap", "mask_ap50"} <= set(scores)
-    assert "mask_ap50" in capsys.readouterr().out
-    assert Image.open(tmp_path / "run" / "detections.png").size == (3 * 512, 2 * 512)
-
-
-def shrink(monkeypatch, experiment):
-    """The experiment with a tenth of the proposals, so that a test can wait for it."""
-    whole = experiment.fields
-    few = {f"rpn_{when}_nms_top_n_{mode}": 24 for when in ("pre", "post") for mode in ("train", "test")}
-    monkeypatch.setattr(experiment, "fields", lambda config: whole(config) | few | {"box_detections_per_img": 6})
+    assert "| mask |" in capsys.readouterr().out
+    assert (tmp_path / "run" / "detections.png").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "held_out"), [("nuclei", "val"), ("pennfudan", "test")])
-def test_instances_train_score_and_are_drawn(name, held_out, tmp_path, capsys, monkeypatch):
-    experiment = load(name)
-    shrink(monkeypatch, experiment)
-    for split in ("train", held_out):
+def test_nuclei_train_score_and_are_drawn(tmp_path, capsys, monkeypatch):
+    experiment = load("nuclei")
+    whole = experiment.fields
+    monkeypatch.setattr(experiment, "fields", lambda config: whole(config) | FEW)
+    for split in ("train", "val"):
         make_instances(tmp_path / "data", split, 8, (40, 56))
     run = Run(steps=2, batch=8, out=tmp_path / "run", checkpoint_every=2)
     experiment.main(experiment.Config(tmp_path / "data", run=run, model="maskrcnn_small", size=(64, 64)))
@@ -281,11 +280,29 @@ def test_instances_train_score_and_are_drawn(name, held_out, tmp_path, capsys, m
     assert {"box_ap", "mask_ap", "mask_ap50"} <= set(scores)
     assert "| mask |" in capsys.readouterr().out
     assert (tmp_path / "run" / "detections.png").exists()
-    photo = next((tmp_path / "data" / held_out / "images").iterdir())
+    photo = next((tmp_path / "data" / "val" / "images").iterdir())
     with pytest.raises(SystemExit) as end:
         main(["predict", str(tmp_path / "run"), str(photo), "--out", str(tmp_path / "found")])
     assert end.value.code == 0
     assert (tmp_path / "found" / f"{photo.stem}_detections.json").exists()
+
+
+def test_pennfudan_trains_a_detector_on_its_pictures(tmp_path, monkeypatch):
+    """What `fit` is given: nuclei.py, the same but for its numbers, goes on from there."""
+    experiment = load("pennfudan")
+    for split in ("train", "test"):
+        make_instances(tmp_path / "data", split, 8, (40, 56))
+    given = []
+    monkeypatch.setattr(experiment, "fit", lambda *a, **k: (given.append((*a, k)), SimpleNamespace(stopped=True))[1])
+    run = Run(steps=2, batch=4, out=tmp_path / "run")
+    experiment.main(experiment.Config(tmp_path / "data", run=run, model="maskrcnn_small", size=(64, 64)))
+    ((fns, training, evaluation, _, described),) = given
+    assert described["config"]["class_names"] == ["background", "pedestrian"]
+    for batch in (next(iter(training.batches(0))), next(iter(evaluation()))):
+        assert batch["image"].shape == (4, 64, 64, 3)
+        assert batch["valid"].any()
+    state = jax.eval_shape(fns.init, jax.random.key(0), batch)
+    jax.eval_shape(fns.update, state, next(iter(training.batches(0))), jax.random.key(1))
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from jaxseg.ops.depthwise import depthwise_conv
 from jaxseg.ops.nms import nms
 from jaxseg.ops.roi import pyramid_roi_align
 
+jax.config.update("jax_disable_most_optimizations", False)
 CPU = jax.devices("cpu")[0]
 
 

@@ -172,7 +172,6 @@ def scenes(n=2):
         "rcnn_vgg16",
         pytest.param("maskrcnn_resnet50_c4", marks=pytest.mark.slow),
         pytest.param("fastrcnn_vgg16", marks=pytest.mark.slow),
-        pytest.param("fasterrcnn_vgg16", marks=pytest.mark.slow),
     ],
 )
 def test_each_learns_two_pictures_a_bit(name):

@@ -49,6 +49,7 @@ def bilinear(x, y, at_x, border=False):
 
 
 def roi_align(x, box, size, scale=1.0, ratio=2, aligned=False, bound=math.inf, border=False):
+    x = np.asarray(x)  # a device array's elements cost a dispatch each
     x0, y0, x1, y1 = (v * scale - (0.5 if aligned else 0.0) for v in box)
     w, h = x1 - x0, y1 - y0
     if not aligned:
@@ -79,6 +80,7 @@ def roi_pool_windows(box, size, shape, scale=1.0):
 
 def roi_pool(x, box, size, scale=1.0):
     """Maxima, and the gradient of their sum weighted by 1, 2, ... in row-major order of the result."""
+    x = np.asarray(x)
     out, gradient = np.zeros((size, size, x.shape[2])), np.zeros(x.shape)
     for p, q, rows, columns in roi_pool_windows(box, size, x.shape, scale):
         places = [(i, j) for i in rows for j in columns]

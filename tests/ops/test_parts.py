@@ -37,7 +37,9 @@ def test_the_sum_and_its_gradients_are_those_of_the_whole(n, k, positives, parts
     found = in_parts(shared, x)
     jax.effects_barrier()
     assert len(RAN) == parts  # once each: the gradient is found with the value
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), found, expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        # sums of two dozen terms of the size of the largest, some of which cancel
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=3e-6 * max(1, np.abs(b).max()))
     value = jax.jit(lambda: sum_over_parts(squares, shared, x, targets, valid, 4))()
     np.testing.assert_allclose(0.5 * value, expected[0], rtol=2e-5)
 
