@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxseg.data.augment import normalize
 from jaxseg.losses.detection import BETA, box_losses, mask_errors, mean_mask_error, proposal_losses
-from jaxseg.metrics.detection import average_precision, score_histogram
+from jaxseg.metrics.detection import average_precision, pasted_mask_iou, score_histogram
 from jaxseg.ops.batch import batch_mean, batch_sum, example_index
 from jaxseg.ops.boxes import BOX_WEIGHTS, Proposals, clip_boxes, encode_boxes, given_proposals
-from jaxseg.ops.masks import Instances, crop_instances, crop_masks, instances_of, paste_masks
+from jaxseg.ops.masks import Instances, crop_instances, crop_masks, instances_of
 from jaxseg.ops.matching import Sampled, match, sample
 from jaxseg.train import Modules, TrainFns, TrainState, augmented, frozen_in, without
 
@@ -267,15 +267,16 @@ def detection(
         given = () if seen.proposals is None else (seen.proposals,)
         variables = {"params": params, **state.model_state}
         found: Any = model.apply(variables, seen.images, seen.sizes, *given, train=False)
-        size = (seen.images.shape[1], seen.images.shape[2])
         there = jnp.ones(seen.images.shape[0], bool)
         if "index" in batch:
             there = jnp.asarray(batch["index"]) >= 0
             found = found.replace(valid=found.valid & there[:, None])
 
         def one(found: Any, masks: Array | None, truth: Instances) -> PyTree:
-            pasted = None if found.masks is None else paste_masks(found.masks, found.boxes, size) > 0.5
-            return score_histogram(found, truth, pasted, masks, num_classes)
+            overlap = None
+            if found.masks is not None and masks is not None:
+                overlap = pasted_mask_iou(found.masks, found.boxes, masks, truth.valid.shape[0])
+            return score_histogram(found, truth, overlap, num_classes)
 
         sums = jax.vmap(one)(found, seen.masks, seen.truth)
         for name, count in (("instances_beyond", seen.beyond), ("instances_bad", seen.bad)):

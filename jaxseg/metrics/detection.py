@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxseg.ops.boxes import box_iou
+from jaxseg.ops.masks import paste_factors
 
-__all__ = ["SCORE_BINS", "average_precision", "mask_iou", "match_detections", "score_histogram"]
+__all__ = ["SCORE_BINS", "average_precision", "mask_iou", "match_detections", "pasted_mask_iou", "score_histogram"]
 
 SCORE_BINS = 1000
 
@@ -20,6 +21,43 @@ def mask_iou(a: Bool[Array, "k h w"], b: Bool[Array, "g h w"]) -> Float[Array, "
     shared = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
     union = a.sum(1)[:, None] + b.sum(1) - shared
     return shared / jnp.maximum(union, 1)
+
+
+def pasted_mask_iou(
+    masks: Float[Array, "k m m"],
+    boxes: Float[Array, "k 4"],
+    instances: Int[Array, "h w"] | Bool[Array, "g h w"],
+    count: int,
+    *,
+    block: int = 32,
+) -> Float[Array, "k g"]:
+    """`mask_iou` of masks in the frames of their boxes, cut at 0.5 where they are pasted, with true ones.
+
+    `instances` are ids 1 to `count` or `count` masks. Taken `block` rows of the image at a time, or a hundred of each
+    would be gigabytes of a large image.
+    """
+    size = (instances.shape[-2], instances.shape[-1])
+    if count == 0:
+        return jnp.zeros((masks.shape[0], 0))
+    lines, columns = paste_factors(masks, boxes, size)
+    block = min(block, size[0])
+    rest = -size[0] % block
+    lines = jnp.pad(lines, ((0, 0), (0, rest), (0, 0)))
+    instances = jnp.pad(instances, ((0, 0),) * (instances.ndim - 2) + ((0, rest), (0, 0)))
+
+    def add(sums: tuple[Array, Array, Array], start: Array) -> tuple[tuple[Array, Array, Array], None]:
+        shared, ours, theirs = sums
+        part = jax.lax.dynamic_slice_in_dim(lines, start, block, 1)
+        a = jnp.einsum("khj,kwj->khw", part, columns, precision=jax.lax.Precision.HIGHEST) > 0.5
+        b = jax.lax.dynamic_slice_in_dim(instances, start, block, instances.ndim - 2)
+        b = b == jnp.arange(1, count + 1)[:, None, None] if instances.ndim == 2 else b
+        a, b = (x.reshape(x.shape[0], -1).astype(jnp.float32) for x in (a, b))
+        both = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
+        return (shared + both, ours + a.sum(1), theirs + b.sum(1)), None
+
+    zeros = jnp.zeros((masks.shape[0], count)), jnp.zeros(masks.shape[0]), jnp.zeros(count)
+    (shared, ours, theirs), _ = jax.lax.scan(add, zeros, jnp.arange(0, size[0] + rest, block))
+    return shared / jnp.maximum(ours[:, None] + theirs - shared, 1)
 
 
 def match_detections(
@@ -45,19 +83,15 @@ def match_detections(
     return jax.lax.scan(take, true_valid, (overlap, classes, valid))[1]
 
 
-def score_histogram(
-    found: Any, truth: Any, masks: Bool[Array, "k h w"] | None, instances: Array | None, num_classes: int
-) -> PyTree:
+def score_histogram(found: Any, truth: Any, of_masks: Float[Array, "k g"] | None, num_classes: int) -> PyTree:
     """Right and wrong detections of an image by class and score, `[c, SCORE_BINS]`, of boxes and masks, and objects.
 
-    `found` is `Detections` and `truth` `Instances` of one image; `masks` are pasted on it. `instances` are the true
-    masks: int `[h, w]`, ids from 1, or bool `[g, h, w]`; without them only boxes are judged.
+    `found` is `Detections` and `truth` `Instances` of one image, `of_masks` the IoU of their masks; without it only
+    boxes are judged.
     """
     overlaps = {"box": box_iou(found.boxes, truth.boxes)}
-    if masks is not None and instances is not None:
-        if instances.ndim == 2:
-            instances = instances == jnp.arange(1, truth.valid.shape[0] + 1)[:, None, None]
-        overlaps["mask"] = mask_iou(masks, instances)
+    if of_masks is not None:
+        overlaps["mask"] = of_masks
     bins = jnp.clip((found.scores * SCORE_BINS).astype(jnp.int32), 0, SCORE_BINS - 1)
     empty = jnp.zeros((num_classes, SCORE_BINS), jnp.float32)
     sums: PyTree = {"objects": jnp.zeros(num_classes).at[truth.classes].add(truth.valid.astype(jnp.float32))}

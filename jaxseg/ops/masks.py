@@ -15,6 +15,7 @@ __all__ = [
     "crop_masks",
     "crop_polygons",
     "instances_of",
+    "paste_factors",
     "paste_masks",
 ]
 
@@ -37,15 +38,21 @@ def paste_masks(
     As torchvision and Detectron do: a pixel of zeros goes around the mask and the box grows with it, is cut to
     whole pixels, and takes the mask by bilinear interpolation. Values stay probabilities; 0.5 is the usual cut.
     """
+    lines, columns = paste_factors(masks, boxes, size)
+    return jnp.einsum("khj,kwj->khw", lines, columns, precision=jax.lax.Precision.HIGHEST)
+
+
+def paste_factors(
+    masks: Float[Array, "k m m"], boxes: Float[Array, "k 4"], size: tuple[int, int]
+) -> tuple[Float[Array, "k h j"], Float[Array, "k w j"]]:
+    """The two whose product over the last axis, m + 2 long, is `paste_masks`: for whom it is too large at once."""
     m = masks.shape[-1]
     padded = jnp.pad(masks.astype(jnp.float32), ((0, 0), (1, 1), (1, 1)))
     centre = (boxes[:, 2:] + boxes[:, :2]) * 0.5
     half = (boxes[:, 2:] - boxes[:, :2]) * 0.5 * ((m + 2) / m)
     (x0, y0), (x1, y1) = (jnp.trunc(corner).astype(jnp.int32).T for corner in (centre - half, centre + half))
     rows, columns = _paste_matrix(y0, y1, m + 2, size[0]), _paste_matrix(x0, x1, m + 2, size[1])
-    highest = jax.lax.Precision.HIGHEST
-    lines = jnp.einsum("khi,kij->khj", rows, padded, precision=highest)
-    return jnp.einsum("khj,kwj->khw", lines, columns, precision=highest)
+    return jnp.einsum("khi,kij->khj", rows, padded, precision=jax.lax.Precision.HIGHEST), columns
 
 
 def _crop(mask: Array, box: Array, size: int) -> Array:
