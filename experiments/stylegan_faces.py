@@ -44,6 +44,8 @@ def main(config: Config) -> dict:
     config = dataclasses.replace(config, start=row.start if config.start is None else config.start)
     gamma = 10 * (config.resolution / 1024) ** 2 if config.gamma is None else config.gamma
     r1 = dataclasses.replace(STYLEGAN_LOSS, penalty=gamma, penalty_every=config.penalty_every)
+    if row.loss == "wgan-gp" and (config.gamma is not None or config.penalty_every != 1):
+        raise ValueError(f"--gamma and --penalty-every are R1's, and configuration {config.configuration} has WGAN-GP")
     loss = PROGAN_LOSS if row.loss == "wgan-gp" else r1
     fields = {**getattr(row.generator, "keywords", {}), "latent_features": config.latent_features}
     if config.configuration in "AB":

@@ -113,6 +113,16 @@ def test_mistakes(folder, capsys, words, said):
     assert said in capsys.readouterr().err
 
 
+def test_a_mask_that_is_black_is_named_but_the_first_which_has_the_rest(folder, capsys):
+    shape = np.zeros((2, 2, 4), np.uint8)
+    shape[0, :, 3] = 255
+    Image.fromarray(shape).save(folder / "alpha.png")
+    two = ("a.png", "b.png")
+    assert command(folder, "--masks", folder / "left.png", folder / "alpha.png", styles=two) == 2
+    assert "alpha.png is black, which leaves its style no region" in capsys.readouterr().err
+    assert command(folder, "--masks", folder / "alpha.png", folder / "left.png", styles=two) == 0
+
+
 def test_what_is_too_small_is_named(folder, capsys):
     Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(folder / "pixel.png")
     said = "pixel.png has (1, 1) pixels, and style transfer needs 9 or more a side; enlarge it, for all with --size"

@@ -232,6 +232,13 @@ def test_figures_open_a_published_generator_of_any_resolution(tmp_path, monkeypa
             figures.main(figures.Config(tmp_path / "out", weights=tmp_path / "g.safetensors", **words))
 
 
+def test_what_a_configuration_would_ignore_is_said(tmp_path):
+    stylegan = load("stylegan_faces")
+    for option in ({"gamma": 1.0}, {"penalty_every": 4}):
+        with pytest.raises(ValueError, match=r"--gamma and --penalty-every are R1's, and configuration A has WGAN-GP"):
+            stylegan.main(stylegan.Config(tmp_path, out=tmp_path / "out", configuration="A", **option))
+
+
 @pytest.mark.slow
 def test_faces_grow_with_labels_and_without(tmp_path):
     classes = ("a", "b")

@@ -71,6 +71,8 @@ def _regions(paths: tuple[pathlib.Path, ...], size: tuple[int, int]) -> np.ndarr
     for path in paths:
         grey = Image.fromarray(read_image(path)).convert("L").resize(size[::-1], Image.Resampling.BILINEAR)
         masks.append(np.asarray(grey, np.float32) / 255)
+        if len(masks) > 1 and not masks[-1].any():
+            raise DataError(f"{path} is black, which leaves its style no region; paint that white (alpha is not read)")
     masks[0] = np.where(sum(masks) > 0, masks[0], 1)
     return np.stack(masks, -1) / np.sum(masks, 0)[..., None]
 
