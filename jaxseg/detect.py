@@ -127,14 +127,17 @@ def detect(
     `proposals` are boxes XYXY of each image, in its pixels, for a detector without its own (R-CNN, Fast R-CNN); by
     default `jaxseg.data.selective_search` finds them.
 
-    Raises ValueError for what is not an RGB image, for floats that leave 0..1 or are not finite, for a canvas that is
-    too small, and for proposals that do not fit.
+    Raises ValueError for what is not an RGB image, for floats that leave 0..1 or are not finite, for sizes below 1, for
+    a canvas that is too small, and for proposals that do not fit.
     """
     arrays = _checked(images)
     if not arrays:
         return []
     detector: Any = model
-    short, long = min_size or detector.min_size, max_size or detector.max_size
+    short = detector.min_size if min_size is None else min_size
+    long = detector.max_size if max_size is None else max_size
+    if min(short, long) < 1:
+        raise ValueError(f"min_size and max_size are sides of 1 pixel or more, got {short} and {long}")
     scaled = [scaled_size((a.shape[0], a.shape[1]), short, long) for a in arrays]
     largest = tuple(-(-max(s[axis] for s in scaled) // 32) * 32 for axis in (0, 1))
     if canvas is None:

@@ -213,9 +213,11 @@ _align.defvjp(_align_forward, _align_backward)
 def _sampling(
     size: int, sampling_ratio: int, aligned: bool, max_sampling: int | None, border: bool, shapes: Any
 ) -> _Sampling:
-    if size < 1 or sampling_ratio == 0:
+    if size < 1 or (sampling_ratio < 1 and sampling_ratio != -1):
         raise ValueError(f"RoIAlign needs size >= 1 and sampling_ratio >= 1, or -1, got {size} and {sampling_ratio}")
-    bound = max_sampling or math.ceil(max(max(s[1:3]) for s in shapes) / size)
+    if max_sampling is not None and max_sampling < 1:
+        raise ValueError(f"RoIAlign takes a sample or more: max_sampling >= 1, or None, got {max_sampling}")
+    bound = math.ceil(max(max(s[1:3]) for s in shapes) / size) if max_sampling is None else max_sampling
     return _Sampling(size, sampling_ratio, aligned, bound, border)
 
 

@@ -407,5 +407,7 @@ def test_detect_gives_each_image_its_own_pixels():
         detect(model, variables, [images[0], np.zeros((8, 8))])
     with pytest.raises(ValueError, match="image 0 is int64"):
         detect(model, variables, [np.zeros((8, 8, 3), np.int64)])
+    with pytest.raises(ValueError, match="1 pixel or more, got 0 and"):
+        detect(model, variables, images, min_size=0)
     with pytest.raises(ValueError, match=r"canvas of \(96, 96\) at least, got \(64, 96\)"):
         detect(model, variables, images, canvas=(64, 96))

@@ -230,8 +230,11 @@ def test_roi_align_bounds_and_dtypes():
         none, pull = jax.vjp(functools.partial(roi_align, boxes=boxes[:, :0], size=2, form=form), jnp.asarray(x))
         assert none.shape == (1, 0, 2, 2, 2)
         assert not pull(none)[0].any()
-    with pytest.raises(ValueError, match="sampling_ratio >= 1, or -1, got 3 and 0"):
-        roi_align(x, boxes, 3, sampling_ratio=0)
+    for ratio in (0, -2):
+        with pytest.raises(ValueError, match=f"sampling_ratio >= 1, or -1, got 3 and {ratio}"):
+            roi_align(x, boxes, 3, sampling_ratio=ratio)
+    with pytest.raises(ValueError, match="max_sampling >= 1, or None, got 0"):
+        roi_align(x, boxes, 3, sampling_ratio=-1, max_sampling=0)
 
 
 @pytest.mark.parametrize("form", ["gather", "einsum", None])
