@@ -53,42 +53,50 @@ class Restored(NamedTuple):
 
 
 @jax.jit
-def _checksums(leaves: list[Array]) -> list[UInt32[Array, ""]]:
-    """A 32-bit checksum of each array's bits in place: the sum of word x odd weight, modulo 2^32.
+def _checksum(x: Array) -> UInt32[Array, ""]:
+    """A 32-bit checksum of an array's bits in place: the sum of word x odd weight, modulo 2^32.
 
     Integer addition modulo 2^32 is associative: the value does not depend on sharding or reduction order.
     """
-
-    def checksum(x: jax.Array) -> UInt32[Array, ""]:
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            x = jax.random.key_data(x)
-        if x.dtype == jnp.bool_ or x.dtype.itemsize == 1:
-            words = x.astype(jnp.uint8).astype(jnp.uint32)
-        else:
-            width = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
-            words = jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32)
-        # strides of a row-major order, so that the weight of an element is a function of where it stands
-        weight = jnp.zeros(words.shape, jnp.uint32)
-        stride = 1
-        for axis in reversed(range(words.ndim)):
-            weight += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
-            stride *= words.shape[axis]
-        return jnp.sum(words * (2 * weight + 1), dtype=jnp.uint32)
-
-    return [checksum(x) for x in leaves]
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    if x.dtype == jnp.bool_ or x.dtype.itemsize == 1:
+        words = x.astype(jnp.uint8).astype(jnp.uint32)
+    else:
+        width = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
+        words = jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32)
+    # strides of a row-major order, so that the weight of an element is a function of where it stands
+    weight = jnp.zeros(words.shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(words.ndim)):
+        weight += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= words.shape[axis]
+    return jnp.sum(words * (2 * weight + 1), dtype=jnp.uint32)
 
 
 def checksums(tree: PyTree) -> dict[str, int]:
     """The checksum of each array of `tree`, by its path (`params/conv1/kernel`)."""
-    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
-    return dict(zip(names, map(int, jax.device_get(_checksums(list(leaves)))), strict=True))
+    # a program for each shape, of which there are few: one for all arrays takes ten times as long to compile
+    found = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): _checksum(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    return {name: int(x) for name, x in jax.device_get(found).items()}
 
 
 def open_checkpoints(directory: pathlib.Path, *, keep: int = 3) -> ocp.CheckpointManager:
     """A manager of `directory` that keeps the `keep` newest steps and clears what a killed save left behind."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
-    return ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options, item_names=("state", "meta"))
+    # a copy is written whole by one device: to share it out among all compiles a slice for each shape and device
+    arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    types = ocp.type_handlers.create_type_handler_registry(
+        (jax.Array, arrays), (np.ndarray, ocp.type_handlers.NumpyHandler())
+    )
+    handlers = {
+        "state": ocp.PyTreeCheckpointHandler(type_handler_registry=types),
+        "meta": ocp.JsonCheckpointHandler(),
+    }
+    return ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options, item_handlers=handlers)
 
 
 def require_writable(folder: pathlib.Path) -> None:
@@ -135,7 +143,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: PyTree, config: Mappi
     # the data order is a pure function of (seed, step): the step is the data's position
     meta = {"step": step, "data_position": step, "config": dict(config)}
     meta["checksums"] = checksums(state)
-    args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+    args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
     with _failure_is_said(manager):
         manager.save(step, args=args)
 
@@ -191,7 +199,8 @@ def restore(manager: ocp.CheckpointManager, like: PyTree, config: Mapping[str, A
                 + "\nuse the same values to resume, or another output folder to start anew"
             )
         try:
-            state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+            how = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
+            state = manager.restore(step, args=ocp.args.Composite(state=how))["state"]
             _verify(state, sums)
         except Exception as error:  # tensorstore and Orbax raise many kinds for damaged files
             skipped.append(_set_aside(manager, step, error))

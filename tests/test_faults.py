@@ -13,7 +13,7 @@ import tiny_run
 from PIL import Image
 from test_fit import bits, one_device, start, steps_logged, uninterrupted  # noqa: F401
 
-from jaxseg import checkpoint
+from jaxseg import checkpoint, parallel
 from jaxseg.cli import main
 from jaxseg.data import DataError, folder
 from jaxseg.data.pipeline import batch_names
@@ -159,6 +159,18 @@ def test_nothing_is_compiled_after_the_first_steps(tmp_path):
     tiny_run.run(tmp_path, at_step=lambda step: at.setdefault(step, compilations.count), **options)
     assert at[6] > at[0], "the step, the evaluation and the checksums"
     assert compilations.count == at[6]
+
+
+def test_a_save_compiles_one_program_for_each_shape(tmp_path):
+    """Orbax by itself cuts each replicated array into a slice a device: eight programs a shape at the first save."""
+    rng = np.random.default_rng(0)
+    tree = {name: rng.normal(size=shape).astype("f") for name, shape in (("a", (8, 16)), ("b", (8, 16)), ("c", (24,)))}
+    state = parallel.over_mesh(parallel.make_mesh(data=8)).put_state(tree)
+    with checkpoint.open_checkpoints(tmp_path) as manager:
+        compilations = Compilations()
+        checkpoint.save(manager, 1, state, {})
+        checkpoint.wait(manager)
+    assert compilations.count == 2
 
 
 def resident():
