@@ -4,6 +4,12 @@ import gc
 import os
 import pathlib
 
+if os.environ.get("JAXSEG_TESTS_OPTIMIZED") != "1":  # XLA hurries, in the processes that tests start as well
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+if "PYTEST_XDIST_WORKER" in os.environ:  # PyTorch's and scikit-learn's threads are as many as there are processors
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import jax
 import pytest
 from jaxtyping import install_import_hook
@@ -11,7 +17,6 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-jax.config.update("jax_disable_most_optimizations", os.environ.get("JAXSEG_TESTS_OPTIMIZED") != "1")  # of LLVM
 install_import_hook("jaxseg", "beartype.beartype")
 gc.set_threshold(100_000)  # what traces make stays: looking through it was an eighth of the time
 

@@ -87,7 +87,7 @@ def test_weights_stand_for_repeated_points():
 
 @pytest.mark.parametrize("init", ["k-means++", pytest.param("k-means||", marks=pytest.mark.slow)])
 def test_labels_are_the_same_on_one_and_eight_devices(init):
-    x = blobs(6000, 12, seed=5, spread=0.3)
+    x = blobs(2000, 12, seed=5, spread=0.3)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharded = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
     one = kmeans(jax.device_put(x, jax.devices()[0]), 12, key=jax.random.key(0), init=init)
@@ -203,7 +203,7 @@ def test_float64_points_are_taken_without_a_warning():
 @pytest.mark.parametrize("k", [8, 64])
 def test_inertia_of_scikit_learn(k):
     cluster = pytest.importorskip("sklearn.cluster", reason="needs scikit-learn, the parity extra")
-    x = blobs(20_000, 40, seed=11, spread=0.1)
+    x = blobs(6000, 40, seed=11, spread=0.1)
     theirs = cluster.KMeans(k, init=x[:k], n_init=1, algorithm="lloyd", tol=0, max_iter=30).fit(x.astype(np.float64))
     ours = kmeans(x, k, init=x[:k], tolerance=0.0, max_iterations=30)
     assert float(ours.inertia) == pytest.approx(theirs.inertia_, rel=1e-5)
