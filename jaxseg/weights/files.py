@@ -89,6 +89,8 @@ def _read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not isinstance(tree, dict):
         tree = {}
     if networks := _networks(tree):
+        if sum(map(len, networks.values())) > path.stat().st_size:
+            raise ValueError(f"{path} holds one network under {len(networks)} names: it repeats itself beyond its size")
         tree = {f"{network}.{name}": array for network, part in networks.items() for name, array in part.items()}
     if not tree or not _holds_arrays(tree):
         raise ValueError(f"{path} holds no state_dict: names with one tensor each")

@@ -18,7 +18,7 @@ from jaxseg.models.progan import GrowingDiscriminator
 from jaxseg.models.stylegan import StyleGANGenerator
 from jaxseg.weights.files import warn_not_finite
 from jaxseg.weights.genforce import from_genforce, to_genforce
-from jaxseg.weights.unpickle import Name, PlainUnpickler, UnsafePickle
+from jaxseg.weights.unpickle import Name, PlainUnpickler, UnsafePickle, sizes
 from jaxseg.weights.wrapped import WeightsMismatch
 
 __all__ = ["from_nvlabs", "read_nvlabs", "to_nvlabs"]
@@ -69,7 +69,7 @@ class _Array(_Object):
         _, shape, dtype, fortran, raw = state
         if not isinstance(dtype, _Dtype):
             raise UnsafePickle("it holds an array without a dtype")
-        flat = np.frombuffer(_encode(reader, raw), dtype.numpy)
+        flat, shape = np.frombuffer(_encode(reader, raw), dtype.numpy), sizes(shape)
         if flat.size != math.prod(shape):
             raise ValueError(f"an array of shape {shape[:8]} has {flat.size} elements")
         self.array = flat.reshape(shape, order="F" if fortran else "C")
@@ -149,7 +149,7 @@ def _networks(tree: Any) -> list[_Network]:
     return [part for part in parts if isinstance(part, _Network)]
 
 
-def _variables(network: _Network) -> dict[str, np.ndarray]:
+def _variables(reader: _Unpickler, network: _Network) -> dict[str, np.ndarray]:
     """A network's own variables and those of its components, whose names do not meet."""
     if not isinstance(network.state, dict):
         raise ValueError("a network has no state")
@@ -157,7 +157,9 @@ def _variables(network: _Network) -> dict[str, np.ndarray]:
     components = network.state.get("components", {})
     parts = [p for p in components.values() if isinstance(p, _Network)] if isinstance(components, dict) else []
     for state in (*(part.state for part in parts), network.state):
+        reader.take(1)
         for name, value in state.get("variables", ()) if isinstance(state, dict) else ():
+            reader.take(1)  # networks may share what they hold
             if not isinstance(name, str) or not isinstance(value, _Array | np.number | int | float):
                 raise ValueError("a variable is no array, or has no name")
             found[name.removesuffix(":0")] = value.array if isinstance(value, _Array) else np.asarray(value)
@@ -173,8 +175,8 @@ def read_nvlabs(path: str | pathlib.Path) -> tuple[dict[str, np.ndarray], ...]:
     path = pathlib.Path(path)
     try:
         data = path.read_bytes()
-        networks = _networks(_Unpickler(io.BytesIO(data), len(data), encoding="latin1").load())
-        found = tuple(_variables(network) for network in networks)
+        reader = _Unpickler(io.BytesIO(data), len(data), encoding="latin1")
+        found = tuple(_variables(reader, network) for network in _networks(reader.load()))
     except UnsafePickle as error:
         raise UnsafePickle(f"{path} is not loaded: {error}, and only networks, numbers and arrays are read") from error
     except FileNotFoundError:

@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxseg.weights.unpickle import Name, PlainUnpickler, UnsafePickle, is_key
+from jaxseg.weights.unpickle import Name, PlainUnpickler, UnsafePickle, is_key, sizes
 
 __all__ = ["UnsafePickle", "read_pth"]
 
@@ -73,16 +73,10 @@ class _Tensor(Name):
     """value: (storage, dtype, offset, size, stride), the last three in elements."""
 
 
-def _shape(size: Any) -> tuple[int, ...]:
-    if not isinstance(size, tuple | list) or len(size) > 64 or not all(type(n) is int and 0 <= n < 2**48 for n in size):
-        raise ValueError("a tensor has an impossible size, stride or offset")
-    return tuple(size)
-
-
 def _tensor(reader, storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None, *, dtype=None):
     if not isinstance(storage, _Storage) or not isinstance(dtype, _Dtype | None) or metadata:
         raise UnsafePickle("it holds a tensor of an unknown kind")
-    size, stride, (offset,) = _shape(size), _shape(stride), _shape((offset,))
+    size, stride, (offset,) = sizes(size), sizes(stride), sizes((offset,))
     if len(size) != len(stride):
         raise ValueError(f"a tensor has the impossible size {size} with stride {stride}")
     return _Tensor((storage, dtype.value if dtype else storage.value[0], offset, size, stride))
@@ -101,15 +95,14 @@ def _parameter(reader, data, requires_grad=True, hooks=None):
 def _ordered(reader, items=()):
     """Python 2 wrote the items as an argument, `[[key, value], ...]`."""
     reader.take(len(items))
-    made = collections.OrderedDict(items)
-    if not all(map(is_key, made)):
+    if not all(isinstance(item, tuple | list) and len(item) == 2 and is_key(item[0]) for item in items):
         raise UnsafePickle("it holds a dict whose keys are neither strings nor numbers")
-    return made
+    return collections.OrderedDict(items)
 
 
 GLOBALS: dict[tuple[str, str], Name] = {
     ("collections", "OrderedDict"): Name(_ordered),
-    ("torch", "Size"): Name(lambda reader, size: _shape(size)),
+    ("torch", "Size"): Name(lambda reader, size: sizes(size)),
     ("torch._utils", "_rebuild_tensor_v2"): Name(_tensor),
     ("torch._utils", "_rebuild_tensor_v3"): Name(_tensor_v3),
     ("torch._utils", "_rebuild_parameter"): Name(_parameter),

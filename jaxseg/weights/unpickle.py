@@ -7,7 +7,7 @@ instructions below and hands names, calls and states to its subclasses, which st
 import pickle
 from typing import Any, NoReturn
 
-__all__ = ["Name", "PlainUnpickler", "UnsafePickle", "is_key"]
+__all__ = ["Name", "PlainUnpickler", "UnsafePickle", "is_key", "sizes"]
 
 # Everything that containers of numbers, strings and tensors need. INST, OBJ and EXT, which also call things, are not
 # among them, nor LONG4, whose numbers may be of millions of digits.
@@ -42,6 +42,14 @@ class Name:
 def is_key(key: Any) -> bool:
     """Whether it may be a key of a dict: the hash of a tuple takes as long as its parts, however often they are one."""
     return isinstance(key, str | int | float | bool | bytes | None)
+
+
+def sizes(value: Any) -> tuple[int, ...]:
+    """The sizes, strides or offsets of an array; ValueError where they are none, whose product may take a century."""
+    few = isinstance(value, tuple | list) and len(value) <= 64
+    if not few or not all(type(n) is int and 0 <= n < 2**48 for n in value):
+        raise ValueError("an array has an impossible size, stride or offset")
+    return tuple(value)
 
 
 def _refuse(reader: "PlainUnpickler") -> NoReturn:

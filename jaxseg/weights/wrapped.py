@@ -28,9 +28,10 @@ def bare_entries(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _prefix(state: Iterable[str], names: Collection[str], where: str) -> str:
     """What stands before most of `names` in the file."""
     found: collections.Counter[str] = collections.Counter()
+    lengths = sorted({len(name) for name in names}, reverse=True)
     for entry in state:
-        starts = (0, *(dot.end() for dot in re.finditer(r"\.", entry)))
-        found.update(entry[:start] for start in starts if entry[start:] in names)
+        starts = [len(entry) - length for length in lengths if length <= len(entry)]
+        found.update(entry[:at] for at in starts if entry[max(at - 1, 0) : at] in ("", ".") and entry[at:] in names)
     for prefix in [p for p in found if p.split(".")[-2:-1] in (["backbone"], ["encoder"], ["body"])]:
         del found[prefix]  # a part of a whole model is no model in a wrapper
     most = max(found.values(), default=0)

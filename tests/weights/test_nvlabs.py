@@ -128,6 +128,19 @@ def test_bombs_are_refused(tmp_path):
         path.write_bytes(pickled)
         with pytest.raises(ValueError, match=r"bomb\.pkl"):
             read_nvlabs(path)
+    array = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\nNNN\x87R(K\1"
+    dtype = b"cnumpy\ndtype\nX\2\0\0\0f4\x85R"
+    path.write_bytes(array + b"(" + 20_000 * (b"\x8a\xff" + 255 * b"\x7f") + b"t" + dtype + b"\x89C\0tb.")
+    with pytest.raises(ValueError, match="impossible size"):  # of which the product has 100 million digits
+        read_nvlabs(path)
+
+
+def test_networks_that_share_what_they_hold_are_refused(dnnlib, tmp_path):
+    shared = network(dnnlib, {"a": np.ones(1, np.float32)})
+    shared.variables *= 3000
+    (tmp_path / "shared.pkl").write_bytes(pickle.dumps([shared] * 3000))
+    with pytest.raises(ValueError, match="it repeats what it holds"):
+        read_nvlabs(tmp_path / "shared.pkl")
 
 
 @pytest.mark.parametrize(

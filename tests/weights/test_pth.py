@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import sys
+import time
 import warnings
 import zipfile
 import zlib
@@ -18,6 +19,7 @@ from safetensors.numpy import save_file
 
 from jaxseg.weights import UnsafePickle, read_pth, read_weights
 from jaxseg.weights.pth import GLOBALS
+from jaxseg.weights.wrapped import unwrapped
 
 
 class Storage:
@@ -257,6 +259,8 @@ def laughing_tuple():
 def shared_pickles():
     """By name: a few kB that come to gigabytes or centuries where a part that is used often is copied or hashed."""
     yield "the key of a dict", b"\x80\x02}" + laughing_tuple() + b"Ns."
+    ordered = b"\x80\x02ccollections\nOrderedDict\n"
+    yield "the key of an ordered dict", ordered + b"]" + laughing_tuple() + b"N\x86a\x85R."
     yield "a persistent id", b"\x80\x02" + laughing_tuple() + b"Q."
     rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n"
     storage = b"((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01tQ"
@@ -266,6 +270,22 @@ def shared_pickles():
     pairs = b"\x80\x02(" + b"".join(b"X\x04\0\0\0%04dN\x86" % i for i in range(1000)) + b"lq\x010"
     yield "dicts", pairs + b"(" + b"ccollections\nOrderedDict\nh\x01\x85R" * 1000 + b"t."
     yield "a number of many digits", b"\x80\x02\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b"."
+
+
+def test_networks_that_are_all_one_are_refused(tmp_path):
+    tree, storages = some_tree()
+    tensor = next(x for x in tree.values() if isinstance(x, Tensor))
+    part = {str(i): tensor for i in range(3000)}
+    path = write_zip(tmp_path / "copies.pth", dumps({f"net{i}": part for i in range(3000)}), storages)
+    with pytest.raises(ValueError, match=r"copies\.pth holds one network under 3000 names: it repeats itself"):
+        read_weights(path)
+
+
+def test_a_name_of_many_dots_is_not_taken_apart_at_each(tmp_path):
+    began = time.process_time()
+    name, array = 1_000_000 * ".", np.zeros(1)
+    assert unwrapped({name: array, "module.a": array}, ["a"]) == {"a": array}
+    assert time.process_time() - began < 5  # at each it is 500 GB of names
 
 
 def test_what_is_larger_than_the_file_is_not_made(tmp_path):
