@@ -40,7 +40,7 @@ MODELS = {
     "pspnet_resnet50": {"backbone": RESNET, "features": (24, 12)},
     "deeplab_largefov_vgg16": {"encoder": functools.partial(vgg16, features=(4, 8, 8, 12, 16)), "fc_features": 8},
 }
-SLOW = [name for name in MODELS if name != "pspnet_resnet50"]  # a program is compiled anew for each size
+SLOW = ("unet_small", "segnet_vgg16_bn", "lraspp_mobilenet_v3_large")  # a program is compiled anew for each size
 ALONE = """
 import sys, numpy, jax
 from jax import export

@@ -41,10 +41,8 @@ def losses_over(placement_name, steps=5, **options):
         "one": lambda: parallel.over_mesh(parallel.make_mesh(devices=devices[:1])),
         "data": lambda: parallel.over_mesh(parallel.make_mesh(data=8)),
         "fsdp": lambda: parallel.over_mesh(parallel.make_mesh(data=2, fsdp=4)),
-        "spatial": lambda: parallel.over_mesh(parallel.make_mesh(data=4, spatial=2)),
         "width": lambda: parallel.over_mesh(parallel.make_mesh(data=2, spatial=2, width=2)),
         "pmap": lambda: parallel.over_pmap(),
-        "pmap one": lambda: parallel.over_pmap(devices[:1]),
     }[placement_name]()
     model = create_model("unet", 3, features=(4, 8, 512), dropout=0.5)
     fns = supervised(
@@ -68,7 +66,7 @@ def losses_over(placement_name, steps=5, **options):
     return np.array(history), jax.device_get(state), jax.device_get(sums)
 
 
-@pytest.mark.parametrize("placement", ["data", "fsdp", "spatial", "width", "pmap", "pmap one"])
+@pytest.mark.parametrize("placement", ["data", "fsdp", "width", "pmap"])
 @pytest.mark.parametrize("loss", [cross_entropy, pytest.param(dice_loss, marks=pytest.mark.slow)])
 def test_every_placement_gives_the_losses_of_one_device(placement, loss):
     if loss is dice_loss and placement not in ("data", "pmap"):

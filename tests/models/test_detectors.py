@@ -163,7 +163,10 @@ def test_parameters_as_published(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+NARROW = [name for name in DETECTORS if "resnet101" not in name]  # whose few channels are those of 50 layers
+
+
+@pytest.mark.parametrize("name", NARROW)
 def test_shapes_and_dtypes(name):
     model = small(name)
     variables = init_shapes(model)
@@ -271,7 +274,7 @@ def test_group_norm_is_its_definition(channels, groups):
     np.testing.assert_allclose(np.asarray(half, np.float32), expected, atol=0.3)
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", NARROW)
 def test_group_norm_norms_every_detector(name):
     model = small(name)
     norms = {"norm": GroupNorm} if model.norm is not None else {}

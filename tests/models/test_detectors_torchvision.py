@@ -13,8 +13,8 @@ from jaxseg.weights import from_published, to_published
 
 pytestmark = pytest.mark.parity
 
-# the others are on VGG-16 or C4, and are not torchvision's; of ResNet-101, which it does not name, the body is enough
-PUBLISHED = [name for name in DETECTORS if "fpn" in name and name != "maskrcnn_resnet101_fpn"]
+# the others are on VGG-16, C4 or ResNet-101, which are not torchvision's
+PUBLISHED = [name for name in DETECTORS if "fpn" in name and "resnet101" not in name]
 # torchvision's own fields, so small that a test can wait for them
 FIELDS = {
     "rpn_pre_nms_top_n_test": 60,
@@ -45,15 +45,8 @@ def theirs(name, num_classes=91):
     from torchvision_shim import torch, torchvision
 
     detection = torchvision.models.detection
-    if "resnet101" in name:  # by its parts: torchvision names no such detector
-        body = detection.backbone_utils.resnet_fpn_backbone(
-            backbone_name="resnet101", weights=None, norm_layer=torchvision.ops.FrozenBatchNorm2d
-        )
-        build = {"fasterrcnn": detection.FasterRCNN, "maskrcnn": detection.MaskRCNN}[name.split("_")[0]]
-        model = build(body, num_classes=num_classes, **FIELDS).eval()
-    else:
-        build = getattr(detection, name)
-        model = build(weights=None, weights_backbone=None, num_classes=num_classes, **FIELDS).eval()
+    build = getattr(detection, name)
+    model = build(weights=None, weights_backbone=None, num_classes=num_classes, **FIELDS).eval()
     frozen_eps = {"fasterrcnn_resnet50_fpn": 0.0, "maskrcnn_resnet50_fpn": 0.0}  # as its pretrained v1 have it
     with torch.no_grad():
         for key, value in model.state_dict().items():
@@ -121,7 +114,7 @@ def test_detections_are_torchvisions(name):
     assert set(again) == {k for k in state if not k.endswith("num_batches_tracked")}
     assert all(np.array_equal(v, state[k]) for k, v in again.items())
     batches = ([(150, 120), (96, 131), (64, 64)], [(110, 150)])
-    for sizes in batches[:1] if name in ("fasterrcnn_resnet101_fpn", "fasterrcnn_mobilenet_v3_large_fpn") else batches:
+    for sizes in batches[:1] if name == "fasterrcnn_mobilenet_v3_large_fpn" else batches:
         images = [photograph(*size) for size in sizes]
         for ours, expected in zip(detect(model, variables, images), run(reference, images), strict=True):
             found = int(ours.valid.sum())
