@@ -7,8 +7,6 @@ import pathlib
 if os.environ.get("JAXSEG_TESTS_OPTIMIZED") != "1":  # XLA hurries, in the processes that tests start as well
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
-if "PYTEST_XDIST_WORKER" in os.environ:  # PyTorch's and scikit-learn's threads are as many as there are processors
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
 import pytest
