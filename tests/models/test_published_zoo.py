@@ -201,7 +201,7 @@ def test_in_float64_it_is_the_same_function(name):
             assert np.linalg.norm(a - b) <= 1e-6 * max(np.linalg.norm(b), 1e-3), path
 
 
-@pytest.mark.parametrize("name", ["fcn_resnet50", "lraspp_mobilenet_v3_large", "unet_resnet34"])
+@pytest.mark.parametrize("name", ["fcn_resnet50", "unet_resnet34"])
 def test_every_layer_in_eval_mode_and_gradients_in_float32(name):
     """Layers to 1e-4, gradients to 1e-3, or to three times PyTorch's own distance from float64.
 

@@ -257,11 +257,9 @@ def test_train_mode_is_the_references(name):
         np.testing.assert_allclose(ours, golden()[f"{name} statistics"], atol=1e-5, rtol=1e-4)
 
 
-# whose gradients are not held against their publisher's, here or in test_published_zoo.py
+# of a basic and of a VGG encoder: of the others some are held against their publisher's
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["pspnet_resnet18", "pspnet_smp_resnet34", "unet_resnet18", "unet_vgg16_bn", "unet_mobilenet_v2"]
-)
+@pytest.mark.parametrize("name", ["pspnet_resnet18", "unet_vgg16_bn"])
 def test_every_parameter_has_a_gradient(name):
     model, variables, images = narrow(name)
 
