@@ -35,7 +35,7 @@ def small(step):
 
 
 @functools.cache
-def losses_over(placement_name, steps=5, **options):
+def losses_over(placement_name, steps=5):
     devices = jax.devices()
     placement = {
         "one": lambda: parallel.over_mesh(parallel.make_mesh(devices=devices[:1])),
@@ -47,11 +47,10 @@ def losses_over(placement_name, steps=5, **options):
     model = create_model("unet", 3, features=(4, 8, 512), dropout=0.5)
     fns = supervised(
         model,
-        loss=options.get("loss", cross_entropy),
+        loss=cross_entropy,
         optimizer=sgd_poly(0.1, 10),
         augment=(brightness,),
         ema_decay=0.9,
-        accumulate=options.get("accumulate", 1),
     )
     key = jax.random.key(0)
     state = placement.put_state(fns.init(key, small(0)))
