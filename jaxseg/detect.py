@@ -7,10 +7,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxseg.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from jaxseg.data.objects import clean_boxes
 from jaxseg.data.proposals import selective_search
 from jaxseg.ops.boxes import Proposals, clip_boxes
 from jaxseg.ops.masks import paste_masks
@@ -80,12 +82,20 @@ def _proposals(
         given = [selective_search(_bytes(image), limit=detector.max_proposals) for image in images]
     if len(given) != len(images):
         raise ValueError(f"detect needs the proposals of each image, got {len(given)} for {len(images)}")
-    most = max(map(len, given))
-    if most > detector.max_proposals:
-        raise ValueError(f"{most} proposals and max_proposals={detector.max_proposals}: give fewer, or clone the model")
     boxes = np.zeros((len(images), detector.max_proposals, 4), np.float32)
-    for i, found in enumerate(given):
-        boxes[i, : len(found)] = np.asarray(found, np.float32).reshape(-1, 4) / ratios[i]
+    for i, image in enumerate(images):
+        found = np.asarray(given[i], np.float32)
+        found = found.reshape(0, 4) if found.size == 0 else found
+        if found.ndim != 2 or found.shape[1] != 4 or not np.isfinite(found).all():
+            raise ValueError(
+                f"proposals are finite boxes [k, 4], those of image {i} have shape {found.shape}"
+                f"{', and some are not finite' * (not np.isfinite(found).all())}"
+            )
+        if len(found) > detector.max_proposals:
+            raise ValueError(
+                f"{len(found)} proposals and max_proposals={detector.max_proposals}: give fewer, or clone the model"
+            )
+        boxes[i, : len(found)] = clean_boxes(found, (image.shape[0], image.shape[1]))[0] / ratios[i]
     valid = (boxes[..., 2:] > boxes[..., :2]).all(-1)
     return Proposals(boxes, valid.astype(np.float32), valid)
 
@@ -99,7 +109,7 @@ def _checked(images: Any) -> list[np.ndarray]:
     for i, image in enumerate(arrays):
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"detect needs RGB images [h, w, 3], image {i} has shape {image.shape}")
-        if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
+        if image.dtype != np.uint8 and not jnp.issubdtype(image.dtype, jnp.floating):  # bfloat16 too
             raise ValueError(f"detect needs uint8 images, or floats in 0..1, image {i} is {image.dtype}")
         low, high = image.min(), image.max()
         if image.dtype != np.uint8 and not (low >= -ROUNDING and high <= 1 + ROUNDING):  # or NaN
@@ -115,7 +125,7 @@ def detect(
     min_size: int | None = None,
     max_size: int | None = None,
     canvas: tuple[int, int] | None = None,
-    proposals: Sequence[Float[np.ndarray, "_ 4"]] | None = None,
+    proposals: Sequence[Shaped[np.ndarray, "..."]] | None = None,
 ) -> list[Any]:
     """The objects in `images` of any sizes, RGB uint8 or floats in 0..1: one `Detections` an image, in its pixels.
 
@@ -124,8 +134,8 @@ def detect(
     to 32. A `canvas` (h, w) given instead keeps the shapes of one program for batches of other sizes. The model
     compiles once for each canvas and number of images. Masks `[k, h, w]` are probabilities on the image.
 
-    `proposals` are boxes XYXY of each image, in its pixels, for a detector without its own (R-CNN, Fast R-CNN); by
-    default `jaxseg.data.selective_search` finds them.
+    `proposals` are boxes XYXY `[k, 4]` of each image, in its pixels and cut to it, for a detector without its own
+    (R-CNN, Fast R-CNN); by default `jaxseg.data.selective_search` finds them. Those without area are not looked at.
 
     Raises ValueError for what is not an RGB image, for floats that leave 0..1 or are not finite, for sizes below 1, for
     a canvas that is too small, and for proposals that do not fit.

@@ -381,6 +381,13 @@ def test_no_box_leaves_its_picture_by_rounding():
         np.testing.assert_array_equal(found.boxes, [[0, 0, image.shape[1], 20]])
 
 
+def test_half_precision_is_floats_too():
+    images = np.linspace(0, 1, 28 * 20 * 3).reshape(1, 20, 28, 3)
+    for half in (images.astype(np.float16), jnp.asarray(images, jnp.bfloat16)):
+        (found,) = detect(WholePictures(), {}, half)
+        np.testing.assert_array_equal(found.boxes, [[0, 0, 28, 20]])
+
+
 def test_detect_gives_each_image_its_own_pixels():
     model, variables = filled("maskrcnn_resnet50_fpn")
     rng = np.random.default_rng(0)

@@ -126,6 +126,17 @@ def test_detections_come_from_the_proposals(name):
         assert np.abs(boxes - box).max(1).min() < 1e-3
     (other,) = detect(model, variables, [image], min_size=64, max_size=96, proposals=[boxes[:1]])
     assert 0 < other.valid.sum() <= 2
+    whole, beyond = (
+        detect(model, variables, [image], min_size=64, max_size=96, proposals=[np.array([box])])[0]
+        for box in ((0, 0, 96, 64), (-9, -20, 200, 300))
+    )
+    np.testing.assert_array_equal(beyond.scores, whole.scores)  # what lies beyond the picture is not looked at
+    for wrong, said in (
+        (np.tile([0, 0, 40, 40, 0.9], (4, 1)), r"of image 0 have shape \(4, 5\)"),
+        (np.array([[0, 0, 40, np.nan]]), r"image 0 have shape \(1, 4\), and some are not finite"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            detect(model, variables, [image], proposals=[wrong])
     with pytest.raises(ValueError, match="the proposals of each image, got 2 for 1"):
         detect(model, variables, [image], proposals=[boxes, boxes])
     with pytest.raises(ValueError, match="7 proposals and max_proposals=6"):
