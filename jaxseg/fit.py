@@ -194,6 +194,7 @@ def fit(
             pending = None
             values = {k: float(v) for k, v in jax.device_get(metrics).items()}
             log.step(step, values, wait)
+            fns.watch(values)
             if bad := [f"{k} is {v}" for k, v in values.items() if not np.isfinite(v)]:
                 good = f"{run.out / 'checkpoints' / str(saved)}" if saved else "none yet"
                 raise NonFiniteLoss(

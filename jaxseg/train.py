@@ -40,6 +40,7 @@ class TrainFns(NamedTuple):
     update: Callable[..., tuple[PyTree, PyTree]]  # (state, batch, key) -> (state, scalar metrics)
     evaluate: Callable[..., PyTree]  # (state, batch) -> sums, additive over batches, shards and hosts
     summarize: Callable[..., Mapping[str, float]]  # summed sums, on the host -> scores by name
+    watch: Callable[[Mapping[str, float]], None] = lambda metrics: None  # a step's, on the host: warns of what they say
 
 
 @flax.struct.dataclass

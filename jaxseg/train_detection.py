@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -178,7 +178,8 @@ def detection(
     hold `proposals` `[N, P, 4]` for a detector without its own; those without area are padding.
 
     Boxes are cut to their pictures. Objects without area there, and those whose class is not in 1..num_classes - 1, are
-    background, and the metric `instances_bad` counts them.
+    background, and the metric `instances_bad` counts them. `watch` warns, once, where it or, of maps,
+    `instances_beyond` is not 0.
 
     `augment` are functions of (key, example) as in `supervised`, and then `batch_augment` of (key, examples), such as
     `jaxseg.data.copy_paste`. `frozen` is as in `supervised`, with `jaxseg.train.first_stages`.
@@ -191,6 +192,10 @@ def detection(
     if callable(frozen) or frozen:
         optimizer = without(optimizer, frozen)
     num_classes: int = model.num_classes  # type: ignore[attr-defined]
+    reasons = {
+        "instances_beyond": "had no place: raise max_instances",
+        "instances_bad": f"have no area in their picture, or a class outside 1..{num_classes - 1}",
+    }
 
     def prepared(batch: PyTree, key: PRNGKeyArray | None) -> _Prepared:
         example = {k: jnp.asarray(batch[k], t) for k, t in _TRUTH.items() if k in batch}
@@ -284,15 +289,18 @@ def detection(
         return batch_sum(jax.tree.map(lambda x: x.sum(0), sums))
 
     def summarize(sums: PyTree) -> dict[str, float]:
-        counts = {name: float(sums[name]) for name in ("instances_beyond", "instances_bad")}
-        for name, why in (
-            ("instances_beyond", "had no place: raise max_instances"),
-            ("instances_bad", f"have no area in their picture, or a class outside 1..{num_classes - 1}"),
-        ):
+        counts = {name: float(sums[name]) for name in reasons}
+        for name, why in reasons.items():
             if counts[name]:
                 warnings.warn(
                     f"{counts[name]:.0f} object(s) were not asked for in evaluation: they {why}", stacklevel=2
                 )
         return average_precision(sums) | counts
 
-    return TrainFns(init, update, evaluate, summarize)
+    def watch(metrics: Mapping[str, float]) -> None:
+        for name, why in reasons.items():
+            said = name == "instances_beyond" and "pixels_beyond" not in metrics  # by `padded_objects`, of each picture
+            if metrics[name] and not said:  # without the number: Python shows a warning of one text once
+                warnings.warn(f"objects were not learnt from, the metric {name} counts them: they {why}", stacklevel=2)
+
+    return TrainFns(init, update, evaluate, summarize, watch)

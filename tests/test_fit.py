@@ -1,5 +1,6 @@
 """Nothing is lost: kills, signals, damaged and foreign checkpoints, other topologies."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -16,8 +17,9 @@ import pytest
 import tiny_run
 
 from jaxseg import checkpoint, parallel
-from jaxseg.fit import NonFiniteLoss
+from jaxseg.fit import Feed, NonFiniteLoss, Run, fit
 from jaxseg.runlog import read_records
+from jaxseg.train import TrainFns
 
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "tiny"
 
@@ -232,6 +234,20 @@ def test_a_batch_that_does_not_divide_is_refused_with_one_that_does(tmp_path):
     with pytest.raises(ValueError, match=r"a batch of 6 does not divide over 8 devices .*; use 8"):
         tiny_run.run(tmp_path / "run", batch=6, placement=parallel.over_mesh(parallel.make_mesh(data=8)))
     assert not (tmp_path / "run").exists()
+
+
+def test_every_step_is_watched(tmp_path):
+    seen = []
+    fns = TrainFns(
+        lambda key, batch: {"steps": jax.numpy.int32(0)},
+        lambda state, batch, key: ({"steps": state["steps"] + 1}, {"loss": batch["x"].mean() + state["steps"]}),
+        lambda state, batch: state,
+        dict,
+        seen.append,
+    )
+    feed = Feed(lambda start: itertools.repeat({"x": np.zeros(8, np.float32)}), lambda step: [])
+    fit(fns, feed, None, Run(3, 8, tmp_path), placement=one_device())
+    assert seen == [{"loss": float(i)} for i in range(3)]
 
 
 def test_a_checkpoint_every_no_step_is_refused(tmp_path):

@@ -266,6 +266,10 @@ def test_objects_of_a_map_without_a_place_or_a_class_are_counted():
     assert metrics["pixels_beyond"] > 0
     assert metrics["instances_bad"] == 1
     assert np.isfinite(metrics["loss"])
+    values = {k: float(v) for k, v in metrics.items()}
+    with pytest.warns(UserWarning, match="not learnt from") as said:
+        fns.watch(values)
+    assert [str(w.message).split()[7] for w in said] == ["instances_beyond", "instances_bad"]
     sums = jax.tree.map(np.asarray, evaluate(start(), crowded))
     assert sums["objects"].sum() == 5
     with pytest.warns(UserWarning, match="object") as said:
