@@ -49,7 +49,9 @@ def match(
     best = overlap.max(0)
     labels = jnp.where(best >= high, POSITIVE, jnp.where(best < low, NEGATIVE, IGNORED))
     if rescue:
-        nearest = (overlap == overlap.max(1, keepdims=True)) & (overlap > 0)
+        # the first by its place: two fusions of one overlap may round it apart, and then nothing equals the maximum
+        first = jnp.arange(overlap.shape[1]) == overlap.argmax(1, keepdims=True)
+        nearest = (first | (overlap == overlap.max(1, keepdims=True))) & (overlap > 0)
         labels = jnp.where(nearest.any(0), POSITIVE, labels)
     labels = jnp.where(valid.any(), labels, NEGATIVE)
     return Matches(overlap.argmax(0).astype(jnp.int32), labels.astype(jnp.int32))
