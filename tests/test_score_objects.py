@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models.test_detectors import filled
+from models.test_detectors import filled, small
 
 from jaxseg import report
 from jaxseg.metrics.coco import coco_average_precision
@@ -52,6 +52,14 @@ def test_every_picture_is_looked_at_once_whatever_the_processes(tmp_path):
     assert seen == [(i, 5) for i in range(1, 6)]
     by_voc = score_objects(model, variables, source, batch=2, canvas=CANVAS, score=voc_average_precision, pictures=2)
     assert {"map", "ap/object"} <= set(by_voc)
+
+
+@pytest.mark.parametrize("words", [{"batch": 0}, {"pictures": 0}, {"pictures": -1}])
+def test_no_pictures_have_no_score(words, tmp_path):
+    source = instance_folder(make_instances(tmp_path, count=1, size=(8, 8)), "train")
+    ((name, value),) = words.items()
+    with pytest.raises(ValueError, match=f"{name} of at least 1, got {value}"):
+        score_objects(small("maskrcnn_resnet50_fpn"), {}, source, **words)
 
 
 def test_crowds_and_areas_come_from_the_source(tmp_path):

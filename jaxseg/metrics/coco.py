@@ -61,13 +61,18 @@ def _annotations(images: Sequence[Objects], *, found: bool, boxes_only: bool = F
 
 
 def check_objects(truth: Sequence[Objects], found: Sequence[Objects], num_classes: int) -> None:
-    """Raises ValueError for lists of unlike length, for classes out of range, and for detections without scores."""
+    """Raises ValueError for lists of unlike length, classes out of range, detections without scores, and NaN.
+
+    To pycocotools a box of NaN overlaps every other.
+    """
     if len(truth) != len(found):
         raise ValueError(f"average precision needs an entry for each image in both, got {len(truth)} and {len(found)}")
     for what, images in (("truth", truth), ("detections", found)):
         for i, objects in enumerate(images):
             if any(not 1 <= c < num_classes for c in objects.classes):
                 raise ValueError(f"classes of the {what} of image {i} must be in 1..{num_classes - 1}")
+            if not all(np.isfinite(x).all() for x in (objects.boxes, objects.scores) if x is not None):
+                raise ValueError(f"boxes and scores of the {what} of image {i} must be finite")
     for i, objects in enumerate(found):
         if len(objects.boxes) and (objects.scores is None or len(objects.scores) != len(objects.boxes)):
             given = "none" if objects.scores is None else len(objects.scores)

@@ -101,8 +101,12 @@ def score_objects(
     """COCO's AP of boxes and masks, or what `score(truth, found, class_names)` says, such as `voc_average_precision`.
 
     Masks are judged at the pictures' own sizes. With several processes each looks at its share of the pictures and all
-    get the scores of the whole. Calls `progress(done, total)` after each picture.
+    get the scores of the whole. Calls `progress(done, total)` after each picture. Raises ValueError for a `batch` or
+    `pictures` below 1.
     """
+    for name, value in (("batch", batch), ("pictures", pictures)):
+        if value is not None and value < 1:
+            raise ValueError(f"score_objects needs {name} of at least 1, got {value}")
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     total = len(source) if pictures is None else min(pictures, len(source))
     rows = []

@@ -7,6 +7,7 @@ import pytest
 
 from jaxseg.metrics.coco import Objects, coco_average_precision, mask_to_rle
 from jaxseg.metrics.detection import average_precision, mask_iou, pasted_mask_iou, score_histogram
+from jaxseg.metrics.voc import voc_average_precision
 from jaxseg.models import Detections
 from jaxseg.ops.masks import instances_of, paste_masks
 
@@ -66,6 +67,16 @@ def test_what_has_no_object_needs_no_masks_and_what_is_found_needs_scores():
         coco_average_precision(truth, [truth[0], found[1]], CLASSES)
     with pytest.raises(ValueError, match="detections of image 1 needs a score, got 2"):
         coco_average_precision(truth[::-1], [found[1], found[0]._replace(scores=np.ones(2))], CLASSES)
+
+
+@pytest.mark.parametrize("score", [coco_average_precision, voc_average_precision])
+@pytest.mark.parametrize("field", ["boxes", "scores"])
+def test_what_is_no_number_scores_nothing(score, field):
+    truth = objects((4, 4, 20))
+    found = truth._replace(scores=np.array([0.8]))
+    wrong = found._replace(**{field: np.full_like(getattr(found, field), np.nan)})
+    with pytest.raises(ValueError, match="boxes and scores of the detections of image 1 must be finite"):
+        score([truth, truth], [found, wrong], CLASSES)
 
 
 def test_run_lengths_decode():
