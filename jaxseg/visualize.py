@@ -137,9 +137,10 @@ def draw_detections(
         x0, y0, x1, y1 = (float(v) * zoom for v in boxes[i])
         pen.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=colour, width=2)
         text = f"{class_names[classes[i]]} {scores[i]:.2f}"
-        left, top, right, bottom = pen.textbbox((x0 + 3, max(y0 - 13, 0)), text)
+        corner = max(min(x0, large.width - 7 - pen.textbbox((0, 0), text)[2]), 0) + 3, max(y0 - 13, 0)
+        left, top, right, bottom = pen.textbbox(corner, text)
         pen.rectangle((left - 3, top - 1, right + 3, bottom + 1), fill=colour)
-        pen.text((x0 + 3, max(y0 - 13, 0)), text, fill=(0, 0, 0) if sum(colour) > 380 else (255, 255, 255))
+        pen.text(corner, text, fill=(0, 0, 0) if sum(colour) > 380 else (255, 255, 255))
     return np.asarray(large)
 
 

@@ -187,6 +187,18 @@ def test_an_object_narrower_than_a_pixel_is_drawn():
     assert (drawn[30, 40] == [255, 0, 0]).all()
 
 
+def test_what_is_written_of_an_object_stays_within_the_picture():
+    palette = np.array([[0, 0, 0], [0, 0, 255]], np.uint8)
+    labels = []
+    for x0 in (100, 570):  # in the middle, and at the right edge
+        boxes = np.array([[x0, 100, x0 + 20, 150]], np.float32)
+        found = Detections(boxes, np.array([0.9]), np.array([1]), None, np.ones(1, bool))
+        drawn = draw_detections(np.zeros((500, 600, 3), np.uint8), found, ("background", "a long name"), palette)
+        shown = drawn[86:100].any((0, 2)).nonzero()[0]
+        labels.append(drawn[86:100, shown[0] : shown[-1] + 1])
+    np.testing.assert_array_equal(*labels)
+
+
 def test_a_figure_of_a_sliver_is_no_larger_than_it_must_be():
     nothing = Detections(np.zeros((1, 4), np.float32), np.zeros(1), np.zeros(1, int), None, np.zeros(1, bool))
     palette = np.zeros((1, 3), np.uint8)
