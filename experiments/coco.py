@@ -92,12 +92,15 @@ def main(config: Config) -> None:
         pretrained=config.weights and start_from(config.weights, model),
         frozen=first_stages(2) if config.weights else (),
     )
+    described |= {"learning_rate": config.learning_rate, "lsj": config.lsj, "schedule": config.schedule}
+    described |= {"weights": str(config.weights), "max_instances": config.max_instances}
+    described |= {"small_samples": config.small_samples}
     result = fit(
         fns,
         training_feed(padded_objects(train, config.size, config.max_instances), config.size, run.batch, run.seed),
         evaluation_feed(padded_objects(val, config.size, config.max_instances), config.size, run.batch),
         run,
-        config=described | {"learning_rate": config.learning_rate, "lsj": config.lsj, "schedule": config.schedule},
+        config=described,
     )
     if not result.stopped:
         variables = {"params": result.state.params, **result.state.model_state}

@@ -26,7 +26,7 @@ from jaxseg.weights import save_weights
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 sys.path.append(str(pathlib.Path(__file__).parent / "data"))
-from detection_folders import make_instances  # noqa: E402
+from detection_folders import make_coco, make_instances  # noqa: E402
 from official_folders import make_ade20k, make_cityscapes, make_pets, make_voc  # noqa: E402
 
 
@@ -295,6 +295,23 @@ def test_a_detector_trains_on_pictures_and_their_maps(name, held_out, thing, tmp
         assert batch["valid"].any()
     state = jax.eval_shape(fns.init, jax.random.key(0), batch)
     jax.eval_shape(fns.update, state, next(iter(training.batches(0))), jax.random.key(1))
+
+
+def test_a_run_on_coco_goes_on_with_its_own_options_alone(tmp_path, monkeypatch):
+    experiment, given = load("coco"), []
+    for split in ("train", "val"):
+        images, listing = make_coco(tmp_path / split)
+        images.rename(tmp_path / f"{split}2017")
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        listing.rename(tmp_path / "annotations" / f"instances_{split}2017.json")
+    monkeypatch.setattr(experiment, "start_from", lambda path, model: None)
+    monkeypatch.setattr(experiment, "fit", lambda *_, config: (given.append(config), SimpleNamespace(stopped=True))[1])
+    config = experiment.Config(tmp_path, model="maskrcnn_small", size=(64, 64), run=Run(steps=9, batch=1))
+    others = {"weights": pathlib.Path("w.pth"), "schedule": 3, "norm": "group", "size": (32, 32), "max_instances": 5}
+    others |= {"learning_rate": 0.1, "lsj": True, "small_samples": True}
+    for option in ({}, *({name: value} for name, value in others.items())):
+        experiment.main(dataclasses.replace(config, **option))
+    assert all(given[0] != other for other in given[1:])
 
 
 @pytest.mark.slow
