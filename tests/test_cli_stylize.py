@@ -1,5 +1,6 @@
 """`jaxseg stylize`: what it writes, and what it says to mistakes."""
 
+import contextlib
 import functools
 
 import jax
@@ -75,15 +76,27 @@ def test_a_film_is_compiled_once(folder, monkeypatch, capsys):
     assert "wrote 2 images" in capsys.readouterr().out
 
 
-def test_a_frame_that_cannot_be_read_is_skipped_and_named(folder, tmp_path, capsys):
-    for name in ("1", "3"):
+def test_a_frame_that_cannot_be_read_is_skipped_and_named(folder, tmp_path, capsys, monkeypatch):
+    for name in ("1", "2"):
         (tmp_path / f"{name}.png").write_bytes((folder / "film" / "1.png").read_bytes())
-    (tmp_path / "2.png").write_bytes(b"no picture")
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    shown = []
+    monkeypatch.setattr(stylize, "bar", lambda _: contextlib.nullcontext(lambda *at: shown.append(at)))
     assert command(folder, "--out", tmp_path / "out", content=tmp_path) == 1
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["1.png", "3.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["1.png", "2.png"]
+    assert shown == [(1, 3), (2, 3), (3, 3)]  # the bar counts it too, and comes to its end
     said = capsys.readouterr()
     assert "wrote 2 images" in said.out
-    assert "2.png: is not an image" in said.err
+    assert "3.png: is not an image" in said.err
+
+
+def test_two_frames_that_would_be_one_file_are_named(folder, tmp_path, capsys):
+    for name in ("a.jpg", "a.k.jpg", "a.png"):  # in the order of their names the two are not neighbours
+        (tmp_path / name).write_bytes(b"")
+    assert command(folder, content=tmp_path) == 2
+    said = capsys.readouterr().err
+    assert "a.jpg and " in said
+    assert "a.png would both be written as a.png; rename one" in said
 
 
 def test_the_folder_that_save_model_wrote(folder, tmp_path, capsys):

@@ -137,7 +137,7 @@ def _content_files(path: pathlib.Path) -> list[pathlib.Path]:
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise DataError(f"{path}: no image in this folder; looked for {' '.join(sorted(IMAGE_SUFFIXES))}")
-    for one, other in itertools.pairwise(files):
+    for one, other in itertools.pairwise(sorted(files, key=lambda file: file.stem)):
         if one.stem == other.stem:
             raise DataError(f"{one} and {other} would both be written as {one.stem}.png; rename one")
     return files
@@ -183,10 +183,10 @@ def stylize_command(config: Annotated[Stylize, tyro.conf.arg(name="")]) -> int:
                 if len(files) == 1:
                     raise
                 failures += error.problems
-                continue
-            masks = _regions(config.masks, content.shape[:2]) if config.masks else None
-            image = run(content, styles, weights, masks, config.alpha)
-            Image.fromarray(np.asarray(image)).save(config.out / f"{path.stem}.png")
+            else:
+                masks = _regions(config.masks, content.shape[:2]) if config.masks else None
+                image = run(content, styles, weights, masks, config.alpha)
+                Image.fromarray(np.asarray(image)).save(config.out / f"{path.stem}.png")
             progress(done, len(files))
     count = len(files) - len(failures)
     print(f"wrote {count} image{'s' * (count != 1)} to {config.out}")
