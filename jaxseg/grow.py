@@ -115,7 +115,10 @@ def grow(
 
 
 def load_generator(run: pathlib.Path) -> tuple[PyTree, dict[str, Any]]:
-    """The averaged generator's variables of the highest resolution under `run`, and the config of that stage."""
+    """The averaged generator's variables of the highest resolution under `run`, and the config of that stage.
+
+    Of resolutions that have faded in: before, the newest layers have learned little, and only a share of them counts.
+    """
     sizes = sorted((int(p.name) for p in pathlib.Path(run).glob("*") if p.name.isdigit()), reverse=True)
     for size in sizes:
         if (pathlib.Path(run) / str(size) / "checkpoints").is_dir():
@@ -123,5 +126,8 @@ def load_generator(run: pathlib.Path) -> tuple[PyTree, dict[str, Any]]:
                 state, meta = checkpoint.restore_params(pathlib.Path(run) / str(size) / "checkpoints")
             except FileNotFoundError:  # a resolution that has only begun
                 continue
-            return {"params": state["ema_params"]["generator"], **state["model_state"]["generator"]}, meta["config"]
-    raise FileNotFoundError(f"{run} holds no run that grew: no checkpoint under RESOLUTION/checkpoints")
+            config = meta["config"]
+            if meta["step"] * config["batch"] < config["fade_images"]:
+                continue
+            return {"params": state["ema_params"]["generator"], **state["model_state"]["generator"]}, config
+    raise FileNotFoundError(f"{run} holds no run that grew: no checkpoint, faded in, under RESOLUTION/checkpoints")

@@ -71,6 +71,7 @@ def save_run(path, kind, **fields):
     rest = {k: v for k, v in variables.items() if k != "params"}
     state = {"ema_params": {"generator": variables["params"]}, "model_state": {"generator": rest}}
     config = {"model": f"{kind}_generator", "num_classes": 0, "fields": fields, "stage": 1} | shape
+    config |= {"batch": 8, "fade_images": 8}
     with checkpoint.open_checkpoints(path / "8" / "checkpoints") as manager:
         checkpoint.save(manager, 1, state, config)
 

@@ -219,6 +219,7 @@ def test_growth_resumes_in_the_middle_of_a_fade(faces, tmp_path):
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for step in (3, 4):
         shutil.rmtree(tmp_path / "cut" / "8" / "checkpoints" / str(step))
+    assert load_generator(tmp_path / "cut")[1]["stage"] == 0  # the one that is whole, and not a share of the next
     again, _ = grow_tiny(faces, tmp_path / "cut")
     assert jax.tree.all(jax.tree.map(np.array_equal, jax.device_get(whole.state), jax.device_get(again.state)))
     variables, config = load_generator(tmp_path / "whole")
