@@ -30,7 +30,7 @@ class Config(Faces):
     configuration: Literal["A", "B", "C", "D", "E", "F"] = "F"
     """The row of the paper's Table 1: from ProGAN, A, which starts at 4, to StyleGAN, F."""
     w_features: int = 128
-    """Of w and of the mapping network; published 512."""
+    """Of w and of the mapping network, which C to F have; published 512."""
     latent_features: int = 128
     """Of z; published 512."""
     gamma: float | None = None
@@ -47,6 +47,8 @@ def main(config: Config) -> dict:
     if row.loss == "wgan-gp" and (config.gamma is not None or config.penalty_every != 1):
         raise ValueError(f"--gamma and --penalty-every are R1's, and configuration {config.configuration} has WGAN-GP")
     loss = PROGAN_LOSS if row.loss == "wgan-gp" else r1
+    if config.configuration in "AB" and config.w_features != Config.w_features:
+        raise ValueError(f"--w-features is a mapping network's, and configuration {config.configuration} has none")
     fields = {**getattr(row.generator, "keywords", {}), "latent_features": config.latent_features}
     if config.configuration in "AB":
         return train_faces(config, "progan", "progan" if config.configuration == "A" else "stylegan", loss, **fields)

@@ -236,6 +236,8 @@ def test_what_a_configuration_would_ignore_is_said(tmp_path):
     for option in ({"gamma": 1.0}, {"penalty_every": 4}):
         with pytest.raises(ValueError, match=r"--gamma and --penalty-every are R1's, and configuration A has WGAN-GP"):
             stylegan.main(stylegan.Config(tmp_path, out=tmp_path / "out", configuration="A", **option))
+    with pytest.raises(ValueError, match=r"--w-features is a mapping network's, and configuration B has none"):
+        stylegan.main(stylegan.Config(tmp_path, out=tmp_path / "out", configuration="B", w_features=64))
 
 
 @pytest.mark.slow
