@@ -144,13 +144,18 @@ def genforce_fields(state: Mapping[str, np.ndarray], model: nn.Module) -> dict[s
     if not blocks:
         raise WeightsMismatch(f"no generator or discriminator of genforce's: it has {', '.join(sorted(state)[:3])} ...")
     found: dict[str, Any] = {"resolution": 2 << blocks, "num_classes": 0}
+
+    def size(name: str, axis: int) -> int:
+        """0 where there is none: `from_genforce` says so, and what else there is not."""
+        return sum(np.shape(state.get(name, ()))[axis : axis + 1])
+
     if "mapping.label_weight" in state:
-        found["num_classes"] = len(state["mapping.label_weight"])
+        found["num_classes"] = size("mapping.label_weight", 0)
     elif any(name.startswith("input") for name in parts):
-        scores = len(state[f"layer{2 * blocks}.weight"])
+        scores = size(f"layer{2 * blocks}.weight", 0)
         found["num_classes"] = scores if scores > 1 else 0
-    elif isinstance(model, ProGANGenerator) and "layer0.weight" in state:
-        classes = state["layer0.weight"].shape[1] - model.latent_features
+    elif isinstance(model, ProGANGenerator):
+        classes = size("layer0.weight", 1) - model.latent_features
         found |= {"num_classes": classes, "norm_before_class": True} if classes > 0 else {}
     return found
 

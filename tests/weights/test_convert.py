@@ -216,6 +216,23 @@ def test_generation_converts_and_says_its_resolution_and_classes(name, classes, 
     assert_equal(load_weights(tmp_path / "own.safetensors", model), variables)
 
 
+@pytest.mark.parametrize(
+    ("name", "changed", "said"),
+    [
+        ("progan_discriminator", {"layer6.weight": None}, "missing: layer6.weight"),
+        ("progan_generator", {"layer0.weight": np.zeros(4, np.float32)}, r"misshapen: layer0.weight \(4,\)"),
+    ],
+)
+def test_an_entry_that_would_tell_the_classes_is_named_where_it_is_missing_or_misshapen(name, changed, said, tmp_path):
+    fields = LATENT if name == "progan_generator" else {}
+    model = jaxseg.create_model(name, 0, **SMALL, **fields)
+    state = to_published(model, drawn(model)) | changed
+    save_file({k: v for k, v in state.items() if v is not None}, tmp_path / "published.safetensors")
+    widths = {k: v for k, v in (SMALL | fields).items() if k != "resolution"}
+    with pytest.raises(WeightsMismatch, match=said):
+        convert(name, tmp_path / "published.safetensors", tmp_path / "out", **widths)
+
+
 @pytest.mark.parametrize(("name", "classes", "fields"), OWN)
 def test_networks_that_nobody_published_keep_their_own_names(name, classes, fields, tmp_path):
     model = jaxseg.create_model(name, classes, **SMALL, **fields)
