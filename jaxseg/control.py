@@ -29,8 +29,8 @@ def linear_direction(
     """The unit normal of a linear SVM between the latents with the highest and lowest attribute scores.
 
     InterFaceGAN (Shen et al. 2020, section 3.2): `share` of the latents at either end, of which 70 % train the
-    SVM. Needs scikit-learn. Raises ValueError where that leaves fewer than 10 at an end, or scores that are
-    all equal.
+    SVM. Needs scikit-learn. Raises ValueError where that leaves fewer than 10 at an end, or a score that is at
+    both, or latents that are all equal.
     """
     from sklearn.svm import LinearSVC
 
@@ -48,12 +48,19 @@ def linear_direction(
         raise ValueError("all scores are equal: the attribute tells nothing apart")
     order = np.random.default_rng(seed).permutation(count)
     by_score = np.argsort(scores, kind="stable")
+    if scores[by_score[count - 1]] == scores[by_score[-count]]:
+        raise ValueError(
+            f"{count} of {len(scores)} latents at either end, and the score {scores[by_score[-count]]} is at both; "
+            "draw more, or lower `share`"
+        )
     train, held_out = order[: int(0.7 * count)], order[int(0.7 * count) :]
     low, high = latents[by_score[:count]], latents[by_score[-count:]]
     sides = np.repeat([0, 1], len(train))
     machine = LinearSVC(max_iter=10_000, random_state=seed).fit(np.concatenate([low[train], high[train]]), sides)
     accuracy = np.mean([*(machine.predict(low[held_out]) == 0), *(machine.predict(high[held_out]) == 1)])
     vector = machine.coef_[0]
+    if not vector.any():
+        raise ValueError("the latents at one end are those at the other: no plane parts them")
     return Direction(vector / np.linalg.norm(vector), float(accuracy))
 
 

@@ -95,3 +95,7 @@ def test_the_svm_finds_the_plane():
         linear_direction(x, np.where(np.arange(4000) < 9, np.nan, x @ TRUE), seed=0)
     with pytest.raises(ValueError, match="all scores are equal"):
         linear_direction(x, np.ones(4000), seed=0)
+    with pytest.raises(ValueError, match=r"80 of 4000 latents at either end, and the score 0\.0 is at both"):
+        linear_direction(x, np.float32(np.arange(4000) < 79), seed=0)
+    with pytest.raises(ValueError, match="the latents at one end are those at the other"):
+        linear_direction(np.zeros((4000, 6)), x @ TRUE, seed=0)
