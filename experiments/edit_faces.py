@@ -155,10 +155,11 @@ class Editor:
         return {"attribute": float(change[:, self.target].mean()), "others": others}
 
 
-def projections(editor: Editor, run: Opened, logits: Callable, wanted: np.ndarray) -> dict[str, float]:
+def projections(
+    editor: Editor, run: Opened, logits: Callable, wanted: np.ndarray, perceptual: Callable | None
+) -> dict[str, float]:
     """Finds latents of real faces, draws them, and edits the last; the mean squared difference of each."""
     config, attributes = editor.config, editor.attributes
-    perceptual = None if config.vgg is None else perceptual_features(config.vgg)
 
     def features(images):
         if perceptual is None:
@@ -199,6 +200,7 @@ def main(config: Config) -> dict[str, Any]:
     attributes = attributes_of(source.class_names)
     if config.attribute not in attributes.names:
         raise SystemExit(f"--attribute {config.attribute}: {config.data} has {', '.join(attributes.names) or 'none'}")
+    perceptual = None if config.vgg is None else perceptual_features(config.vgg)  # says what is absent at once
     classifier = train_classifier(source, config.out / "classifier", steps=config.classifier_steps)
     editor = Editor(config, run, classifier.logits, attributes)
     steps = [f"{step:+g}" for step in config.steps]
@@ -211,7 +213,7 @@ def main(config: Config) -> dict[str, Any]:
         "svm": editor.strip(config.out / "svm.png", editor.moved(editor.direction), steps),
         "conditional": editor.strip(config.out / "conditional.png", editor.moved(editor.conditional), steps),
         "gradient": editor.strip(config.out / "gradient.png", editor.followed(), [str(n) for n in config.ascents]),
-        "projector": projections(editor, run, classifier.logits, reals(source, config.rows, config.seed)),
+        "projector": projections(editor, run, classifier.logits, reals(source, config.rows, config.seed), perceptual),
     }
     (config.out / "scores.json").write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))

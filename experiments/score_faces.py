@@ -53,13 +53,17 @@ class Config:
     seed: int = 0
 
 
-def path_lengths(config: Config, run) -> dict[str, float]:
-    """In w, of whole paths and at their ends."""
+def path_measure(config: Config, run):
+    """What paths are measured by."""
     if not isinstance(run.model, StyleGANGenerator):
         raise SystemExit(f"{config.run} is a run of {run.described['model']}: the path length is in StyleGAN's w")
     if run.model.num_classes:
         raise SystemExit(f"{config.run} is conditional: no path in its w stays with a class")
-    measure = perceptual_distance(perceptual_features(config.vgg, config.lpips))
+    return perceptual_distance(perceptual_features(config.vgg, config.lpips))
+
+
+def path_lengths(config: Config, run, measure) -> dict[str, float]:
+    """In w, of whole paths and at their ends."""
     synthesize = functools.partial(run.model.apply, run.variables, method="synthesize", stage=run.stage, train=False)
 
     def images(w):
@@ -89,8 +93,12 @@ def path_lengths(config: Config, run) -> dict[str, float]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    features = None if config.inception is None else inception_features(config.inception)  # says what is absent at once
+    if config.lpips is not None and config.vgg is None:
+        raise SystemExit("--lpips are weights of the channels of VGG-16: give --vgg too")
+    # these say what is absent before anything is made
+    features = None if config.inception is None else inception_features(config.inception)
     run = open_generator(config.run)
+    measure = None if config.vgg is None else path_measure(config, run)
     source = pictures(config.data, 4 << run.stage)
     count = min(config.samples, len(source))
     classes = run.model.num_classes
@@ -108,8 +116,8 @@ def main(config: Config) -> dict[str, Any]:
         mean, deviation = inception_score(ours.probabilities)
         scores |= {"fid": frechet_distance(ours.pool, theirs.pool), "inception_score": mean, "over_splits": deviation}
         scores |= precision_recall(ours.pool, theirs.pool)._asdict()
-    if config.vgg is not None:
-        scores |= path_lengths(config, run)
+    if measure is not None:
+        scores |= path_lengths(config, run, measure)
     print(json.dumps(scores, indent=1))
     return scores
 

@@ -76,6 +76,16 @@ def save_run(path, kind, **fields):
         checkpoint.save(manager, 1, state, config)
 
 
+def test_a_network_that_is_absent_is_said_before_a_classifier_is_trained(faces, tmp_path, monkeypatch):
+    experiment = load("edit_faces")
+    run = experiment.Opened(create_model("progan_generator", 0, resolution=8), {}, 1, {})
+    monkeypatch.setattr(experiment, "open_generator", lambda path: run)
+    config = experiment.Config(tmp_path, faces, tmp_path / "edits", space="z", vgg=tmp_path / "vgg.pth")
+    monkeypatch.setattr(experiment, "train_classifier", lambda *a, **k: pytest.fail("a classifier is trained"))
+    with pytest.raises(FileNotFoundError, match=r"vgg\.pth"):
+        experiment.main(config)
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize(("kind", "space"), [("stylegan", "w+"), ("progan", "z")])
 def test_strips_of_edits(faces, tmp_path, kind, space):

@@ -215,6 +215,21 @@ def test_scores_are_of_images_whose_classes_are_the_reals(tmp_path, monkeypatch)
         scores.main(scores.Config(tmp_path / "run", tmp_path / "faces", samples=30))
 
 
+def test_scores_say_what_they_lack_before_images_are_made(tmp_path, monkeypatch):
+    scores = load("score_faces")
+    opened = scores.open_generator.__annotations__["return"]
+    config = scores.Config(tmp_path / "run", tmp_path / "no_faces")
+    for name, given, kind, said in (
+        ("stylegan_generator", {"lpips": tmp_path / "lpips.pth"}, SystemExit, "give --vgg too"),
+        ("stylegan_generator", {"vgg": tmp_path / "vgg.pth"}, FileNotFoundError, r"vgg\.pth"),
+        ("progan_generator", {"vgg": tmp_path / "vgg.pth"}, SystemExit, "the path length is in StyleGAN's w"),
+    ):
+        run = opened(jaxseg.create_model(name, 0, resolution=8), {}, 1, {"model": name})
+        monkeypatch.setattr(scores, "open_generator", lambda path, run=run: run)
+        with pytest.raises(kind, match=said):
+            scores.main(dataclasses.replace(config, **given))
+
+
 def test_figures_open_a_published_generator_of_any_resolution(tmp_path, monkeypatch):
     model, variables = case("stylegan_generator", 16, 3)
     jaxseg.save_weights(tmp_path / "g.safetensors", model, variables)
