@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxseg import parallel
+from jaxseg.cli.convert import Convert, convert_command
 from jaxseg.cli.trained import load_trained
 from jaxseg.data import pictures
 from jaxseg.fit import Run
@@ -230,7 +231,11 @@ def test_growth_resumes_in_the_middle_of_a_fade(faces, tmp_path):
     assert load_generator(tmp_path / "whole")[1]["stage"] == 1
     with pytest.raises(FileNotFoundError, match="holds no run that grew"):
         load_generator(tmp_path)
-    for read in (load_run, lambda run: load_trained(str(run), None, None, None)):
+    for read in (
+        load_run,
+        lambda run: load_trained(str(run), None, None, None),
+        lambda run: convert_command(Convert("progan_generator", run, tmp_path / "out")),
+    ):
         with pytest.raises(FileNotFoundError, match=r"whole is of a generator that grew: jaxseg\.grow\.load_generator"):
             read(tmp_path / "whole")
 

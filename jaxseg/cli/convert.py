@@ -11,7 +11,7 @@ import tyro
 from jaxseg.cli.arguments import nearest_model
 from jaxseg.cli.trained import demand_classes
 from jaxseg.models import MODELS
-from jaxseg.runs import load_described
+from jaxseg.runs import has_grown, load_described
 from jaxseg.weights import convert, save_model
 
 __all__ = ["Convert", "convert_command"]
@@ -50,7 +50,7 @@ def convert_command(config: Annotated[Convert, tyro.conf.arg(name="")]) -> int:
         raise ValueError(
             f'no model "{config.model}"; did you mean "{nearest_model(config.model)}"? `jaxseg models` lists all'
         )
-    if (config.weights / "checkpoints").is_dir():
+    if (config.weights / "checkpoints").is_dir() or has_grown(config.weights):
         return _convert_run(config)
     loaded = convert(config.model, config.weights, config.out, config.classes)
     if loaded.left_out:
