@@ -134,6 +134,9 @@ def test_a_mask_that_is_black_is_named_but_the_first_which_has_the_rest(folder, 
     assert command(folder, "--masks", folder / "left.png", folder / "alpha.png", styles=two) == 2
     assert "alpha.png is black, which leaves its style no region" in capsys.readouterr().err
     assert command(folder, "--masks", folder / "alpha.png", folder / "left.png", styles=two) == 0
+    Image.fromarray(np.full((2, 2), 255, np.uint8)).save(folder / "all.png")
+    assert command(folder, "--masks", folder / "alpha.png", folder / "all.png", styles=two) == 2
+    assert "alpha.png is black and the others cover all, which leaves its style no region" in capsys.readouterr().err
 
 
 def test_what_is_too_small_is_named(folder, capsys):

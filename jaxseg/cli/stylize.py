@@ -74,6 +74,9 @@ def _regions(paths: tuple[pathlib.Path, ...], size: tuple[int, int]) -> np.ndarr
         if len(masks) > 1 and not masks[-1].any():
             raise DataError(f"{path} is black, which leaves its style no region; paint that white (alpha is not read)")
     masks[0] = np.where(sum(masks) > 0, masks[0], 1)
+    if not masks[0].any():
+        covered = f"{paths[0]} is black and the others cover all"
+        raise DataError(f"{covered}, which leaves its style no region; paint that white")
     return np.stack(masks, -1) / np.sum(masks, 0)[..., None]
 
 
