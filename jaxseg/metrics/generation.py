@@ -115,7 +115,7 @@ def perceptual_path_length(
     pair, uniform in [0, 1] for the full path and 0 for its ends. w is interpolated linearly, z spherically. As
     in the published code what lies below the first hundredth or above the last is left out. In float32 a step of
     1e-4 is near the images' rounding; give `generate` latents of the accuracy that it can see. Raises ValueError for
-    latents that make no pairs, or are zero on a sphere, and a step that is none.
+    latents that make no pairs, or are zero on a sphere, a step that is none, and distances that are not finite.
     """
     first, second = _rows(first, second, least=1)
     if len(first) != len(second) or np.shape(at) != (len(first),):
@@ -129,5 +129,7 @@ def perceptual_path_length(
         between = _spherical(first, second, t) if spherical else first + t * (second - first)
         ends.append(generate(between))
     distances = np.asarray(distance(*ends), np.float64) / epsilon**2
+    if not np.isfinite(distances).all():
+        raise ValueError(f"distances are finite; that of pair {np.argmin(np.isfinite(distances))} is not")
     low, high = np.percentile(distances, 1, method="lower"), np.percentile(distances, 99, method="higher")
     return float(distances[(distances >= low) & (distances <= high)].mean())

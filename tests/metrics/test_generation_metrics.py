@@ -97,6 +97,7 @@ def test_path_length_of_a_linear_generator_is_that_of_its_chords():
         ({"at": at[:3]}, r"pairs are as many .* \(3,\)"),
         ({"second": second[:7]}, "pairs are as many firsts, seconds and t: got 40, 7"),
         ({"first": first * 0, "spherical": True}, "a latent of zero lies on no sphere"),
+        ({"at": np.where(np.arange(40) == 3, np.nan, at)}, "distances are finite; that of pair 3 is not"),
     ):
         with pytest.raises(ValueError, match=said):
             perceptual_path_length(lambda x: x, squared, **{"first": first, "second": second, "at": at} | words)
