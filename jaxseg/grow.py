@@ -1,6 +1,7 @@
 """Progressive growing: a run of `fit` for each resolution, one after the other, from a schedule in images."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -58,12 +59,18 @@ def schedule(
 
     The first stage has no fade. The last goes on until `total_kimg` thousand images in all, where that is
     given. Batches and rates are by resolution, `least_batch` and `base_rate` where there is none. Raises
-    ValueError for resolutions that are not powers of two in order, and numbers of images below zero or none in all.
+    ValueError for resolutions that are not powers of two in order, and numbers of images below zero, none in all
+    or no end.
     """
     if start < 4 or start & (start - 1) or resolution & (resolution - 1) or resolution < max(start, 8):
         raise ValueError(f"growth goes by powers of two, from 4 or more, got {start} to {resolution}")
     if not (fade_kimg >= 0 and train_kimg >= 0):
         raise ValueError(f"fade_kimg and train_kimg are thousands of images, got {fade_kimg} and {train_kimg}")
+    if not fade_kimg + train_kimg + (total_kimg or 0) < math.inf:
+        raise ValueError(
+            f"a run has an end: fade_kimg, train_kimg and total_kimg are finite, got {fade_kimg}, {train_kimg} and "
+            f"{total_kimg}"
+        )
     if (least := min([least_batch, *batches.values()])) < 1:
         raise ValueError(f"a batch is at least 1 image, got {least}")
     stages, shown = [], 0.0

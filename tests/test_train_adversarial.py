@@ -170,6 +170,9 @@ def test_schedules():
     for numbers in ({"fade_kimg": -1.0}, {"train_kimg": float("nan")}, {"least_batch": -3}, {"batches": {8: 0}}):
         with pytest.raises(ValueError, match=r"thousands of images, got|a batch is at least 1 image, got"):
             schedule(8, 16, **numbers)
+    for endless in ({"total_kimg": float("inf")}, {"train_kimg": float("inf")}, {"total_kimg": float("nan")}):
+        with pytest.raises(ValueError, match="a run has an end: fade_kimg, train_kimg and total_kimg are finite"):
+            schedule(8, 16, **endless)
     with pytest.raises(ValueError, match=r"8x8 would see no image: train_kimg is 0"):
         schedule(8, 16, train_kimg=0.0)
 
