@@ -36,8 +36,9 @@ def signed_distance(labels: Labels, num_classes: int) -> Float[Array, "n h w {nu
     class's, and negative, as Kervadec et al.'s code has it. Ignored pixels are of no class; a class that an image
     lacks, or that is its only one, is 0 everywhere.
     """
-    inside = labels[..., None] == jnp.arange(num_classes)
-    outside = (labels != IGNORE)[..., None] & ~inside
+    valid = (labels != IGNORE)[..., None]
+    inside = valid & (labels[..., None] == jnp.arange(num_classes))
+    outside = valid & ~inside
     both = inside.any((1, 2), keepdims=True) & outside.any((1, 2), keepdims=True)
     distance = jnp.where(inside, 1 - _distance_to(outside), _distance_to(inside))
     return jnp.where(both, distance, 0)

@@ -22,8 +22,9 @@ def _extension(errors: Float[Array, "p"], truth: Float[Array, "p"]) -> Float[Arr
 def _of_pixels(
     p: Float[Array, "p k"], labels: Int[Array, "p"], class_weights: Float[Array, "k"] | None
 ) -> Float[Array, ""]:
-    truth = jax.nn.one_hot(labels, p.shape[-1], axis=0)  # 255 is no class
-    errors = jnp.where(labels == IGNORE, -1.0, jnp.where(truth > 0, 1 - p.T, p.T))
+    valid = labels != IGNORE
+    truth = jax.nn.one_hot(jnp.where(valid, labels, -1), p.shape[-1], axis=0)  # 255 is no class, were there 300
+    errors = jnp.where(~valid, -1.0, jnp.where(truth > 0, 1 - p.T, p.T))
     return mean_of_present(jax.vmap(_extension)(errors, truth), truth.sum(1), class_weights)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 __all__ = [
     "SegmentationScores",
@@ -29,13 +29,14 @@ def _multiplied(cells: Int[Array, "*n"], k: int) -> Int[Array, "k2"]:
 
 
 def confusion_matrix(
-    predictions: Int[Array, "*n"], labels: Int[Array, "*n"], num_classes: int
+    predictions: Integer[Array, "*n"], labels: Integer[Array, "*n"], num_classes: int
 ) -> Int[Array, "{num_classes} {num_classes}"]:
     """Counts pixels by (true class, predicted class); pixels labelled 255 (or out of range) are left out.
 
     Matrices of parts of a data set add up to that of the whole, so shards, hosts and a ragged last batch
     (padded with 255) are exact. int32: a single call counts up to 2^31 pixels.
     """
+    predictions, labels = (x.astype(jnp.int32) for x in (predictions, labels))  # a product of bytes would wrap
     counted = (labels >= 0) & (labels < num_classes)
     cells = jnp.where(counted, labels * num_classes + predictions, num_classes**2)
     scattered, multiplied = (functools.partial(f, k=num_classes) for f in (_scattered, _multiplied))

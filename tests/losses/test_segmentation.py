@@ -210,6 +210,17 @@ def test_no_valid_pixel_gives_zero_and_a_zero_gradient(loss):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
+def test_255_is_ignored_where_there_are_more_classes(loss):
+    logits = np.random.default_rng(0).standard_normal((1, 4, 4, 257)).astype(np.float32)
+    labels = jnp.array([[[0, 1, 256, 2], [3, 0, 1, 256], [255] * 4, [255] * 4]])
+    scored, grad = value_and_grad(loss)(jnp.array(logits), labels)
+    want, of_rest = value_and_grad(loss)(jnp.array(logits[:, :2]), labels[:, :2])
+    np.testing.assert_allclose(scored, want, rtol=1e-6)
+    np.testing.assert_allclose(grad[:, :2], of_rest, rtol=1e-5, atol=1e-8)
+    assert not grad[:, 2:].any()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_perfect_and_hopeless_logits_keep_values_and_gradients_finite(loss):
     labels = jnp.array([[[0, 1, 255]], [[0, 0, 1]]])
     perfect = 160.0 * jax.nn.one_hot(labels, 3) - 80

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,6 +53,15 @@ def test_hand_made_scores():
 def test_out_of_range_labels_are_left_out():
     counts = confusion_matrix(jnp.array([0, 1, 1]), jnp.array([-1, 3, 255]), 2)
     assert np.asarray(counts).sum() == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_labels_of_a_byte_are_counted_as_others(dtype):
+    rng = np.random.default_rng(0)
+    predictions, labels = rng.integers(0, 21, (2, 50))
+    want = naive(predictions, labels, 21)
+    counts = confusion_matrix(jnp.array(predictions.astype(dtype)), jnp.array(labels.astype(dtype)), 21)
+    np.testing.assert_array_equal(counts, want)
 
 
 def test_nothing_labelled_is_nan_not_a_crash():
