@@ -1,6 +1,7 @@
 """Whole published checkpoints to a model's variables and back, by the names that their publisher gave."""
 
 import functools
+import os
 import pathlib
 import re
 import warnings
@@ -364,11 +365,18 @@ def save_weights(
     What `load_weights` read comes back bit for bit, in float32 and without PyTorch's `num_batches_tracked`,
     which its `load_state_dict` does not ask for. `publisher` chooses as in `to_published`.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     path = pathlib.Path(path)
     if path.suffix != ".safetensors":
         found = path.suffix or "without suffix"
         raise ValueError(f"{path}: published weights are written as .safetensors, not {found}")
+    data = save(to_published(model, variables, publisher))
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(to_published(model, variables, publisher), path)
+    staged = path.with_name(path.name + ".tmp")
+    try:
+        staged.write_bytes(data)  # safetensors' own writing leaves a file that nobody else may read
+        os.replace(staged, path)
+    except OSError as error:  # a full disk names no file
+        staged.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written ({error.strerror}): nothing is") from error

@@ -1,5 +1,7 @@
 """Published checkpoints: whose they are, exact round trips, other class counts, and what does not fit."""
 
+import resource
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,6 +204,24 @@ def test_what_nobody_published_and_other_suffixes(tmp_path):
         save_weights(tmp_path / "w.pth", model, variables)
     with pytest.raises(ValueError, match="semseg published no DilatedFCN; there is torchvision, jaxseg"):
         to_published(model, variables, "semseg")
+
+
+def test_a_file_is_written_whole_or_not_at_all_and_others_may_read_it(tmp_path):
+    model, variables, _ = narrow("lraspp_mobilenet_v3_large")
+    path = tmp_path / "new" / "w.safetensors"
+    save_weights(path, model, variables)
+    (tmp_path / "any").touch()
+    assert path.stat().st_mode == (tmp_path / "any").stat().st_mode
+    whole = path.read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # stands for a full disk
+    try:
+        with pytest.raises(OSError, match=r"w\.safetensors cannot be written \(File too large\)"):
+            save_weights(path, model, variables)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == whole
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_variables_of_another_model_are_not_written(tmp_path):
