@@ -2,6 +2,7 @@
 
 import functools
 import json
+import resource
 import shutil
 
 import jax
@@ -13,9 +14,9 @@ from safetensors.numpy import save_file
 
 import jaxseg
 from jaxseg.cli import inspect, main
-from jaxseg.cli.predict import _image_files
+from jaxseg.cli.predict import _image_files, _write_pictures
 from jaxseg.cli.train import LOSSES, PIXELWISE, loss_of
-from jaxseg.data import MEAN_COLOUR, DataError, normalize
+from jaxseg.data import MEAN_COLOUR, DataError, normalize, voc_palette
 from jaxseg.pretrained import start_from
 from jaxseg.weights import WeightsMismatch, save_weights, to_published
 
@@ -241,9 +242,25 @@ def test_every_image_is_predicted_once_under_a_name_of_its_own(tmp_path):
     assert names(d, out=d / "o") == {"d/x.jpg": "x.jpg", "d/x.png": "x.png", "d/z.png": "z"}
     assert names(a / "x.png", a / "x.png", b / "x.png") == {"a/x.png": "a/x", "b/x.png": "b/x"}
     assert names(a / "x.png", a) == {"a/x.png": "x"}
+    for name in ("e/a.jpg", "e/a.png", "e/a.jpg.png", "f/a/x.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert names(tmp_path / "e") == {f"e/{name}": name for name in ("a.jpg", "a.png", "a.jpg.png")}
+    assert len({*names(a / "x.png", b / "x.png", tmp_path / "f").values()}) == 3
     assert names(d, out=d) == {"d/x.jpg": "x.jpg", "d/x.png": "x.png", "d/z.png": "z"}
     with pytest.raises(DataError, match="no image in this folder"):
         names(d / "o", out=d / "o")
+
+
+def test_a_picture_that_a_full_disk_cuts_short_is_named(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 3, (64, 64))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # stands for a full disk
+    try:
+        with pytest.raises(OSError, match=r"x_labels\.png cannot be written \(File too large\)"):
+            _write_pictures(tmp_path / "x", np.zeros((64, 64, 3), np.uint8), pixels, voc_palette(3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_predict_by_windows_scales_and_mirror_images_or_in_batches(run, photos, tmp_path):

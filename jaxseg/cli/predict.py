@@ -107,7 +107,10 @@ def _image_files(paths: tuple[pathlib.Path, ...], out: pathlib.Path) -> list[tup
     alone = _tails([path for path, place in places.items() if times[place] > 1])
     places = {path: alone.get(path, place) for path, place in places.items()}
     stems = collections.Counter(place.with_suffix("") for place in places.values())
-    return [(path, p if stems[p.with_suffix("")] > 1 else p.with_suffix("")) for path, p in places.items()]
+    names = {path: p if stems[p.with_suffix("")] > 1 else p.with_suffix("") for path, p in places.items()}
+    if len({*names.values()}) < len(names):  # as of a.jpg and a.png, beside which stands a.jpg.png
+        names = _tails([*places])
+    return [*names.items()]
 
 
 def _segment(
@@ -167,9 +170,14 @@ def _read_ahead(
 
 def _write_pictures(base: pathlib.Path, image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> None:
     base.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(labels.astype(np.uint8)).save(base.with_name(base.name + "_labels.png"))
-    palette_image(labels, palette).save(base.with_name(base.name + "_palette.png"))
-    Image.fromarray(overlay(image, labels, palette)).save(base.with_name(base.name + "_overlay.png"))
+    shown = Image.fromarray(labels.astype(np.uint8)), palette_image(labels, palette)
+    pictures = (*shown, Image.fromarray(overlay(image, labels, palette)))
+    for kind, picture in zip(("labels", "palette", "overlay"), pictures, strict=True):
+        path = base.with_name(f"{base.name}_{kind}.png")
+        try:
+            picture.save(path)
+        except OSError as error:  # a full disk names no file
+            raise OSError(f"{path} cannot be written ({error.strerror or error}): it is not whole") from error
 
 
 def _detect(config: Predict, files: list[tuple[pathlib.Path, pathlib.Path]], model: Any, variables: PyTree) -> int:
