@@ -239,7 +239,12 @@ def fit(
             last = step + 1 == run.steps
             if evaluation is not None and run.evaluate_every and (step + 1) % run.evaluate_every == 0 and not last:
                 settle()
-                evaluate_now(step + 1, state)
+                try:
+                    evaluate_now(step + 1, state)
+                except DataError as error:
+                    if jax.process_count() > 1:
+                        raise
+                    broken = error
             if jax.process_count() > 1:  # jax.distributed tells every process of a notice to one
                 stopped = multihost_utils.reached_preemption_sync_point(step)
             else:

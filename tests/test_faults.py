@@ -142,6 +142,20 @@ def test_a_file_that_vanishes_in_mid_epoch_is_named_and_the_run_goes_on(tmp_path
     assert steps_logged(tmp_path / "run") == list(range(1, 11))
 
 
+def test_a_file_to_evaluate_on_that_vanishes_is_named_after_a_save(tmp_path):
+    class Vanished(tiny_run.TinySource):
+        def __getitem__(self, index):
+            if index == 17:
+                raise DataError(f"{self.name(index)}: is gone")
+            return super().__getitem__(index)
+
+    options = {"batch": 2, "steps": 4, "evaluate_every": 2, "checkpoint_every": 100, "placement": one_device()}
+    with pytest.raises(DataError, match=r"step 2 of 4 is saved.*\n.*tiny/17\.png: is gone"):
+        tiny_run.run(tmp_path / "run", held_out=Vanished(), **options)
+    assert tiny_run.run(tmp_path / "run", **options).step == 4
+    assert steps_logged(tmp_path / "run") == [1, 2, 3, 4]
+
+
 class Compilations:
     """How many programs were compiled or read from the cache."""
 

@@ -47,6 +47,7 @@ def run(
     pace=0.0,
     at_step=None,
     source=None,
+    held_out=None,
     seed=0,
 ):
     """Trains a tiny U-Net with batch norm, dropout, augmentation and an average; `at_step(i)` comes before step i."""
@@ -76,7 +77,7 @@ def run(
     return fit(
         fns,
         feed._replace(batches=paced),
-        evaluation_feed(source, (SIZE, SIZE), batch),
+        evaluation_feed(held_out or source, (SIZE, SIZE), batch),
         Run(steps, batch, pathlib.Path(out), seed, checkpoint_every, evaluate_every),
         placement=placement,
         config=described,
