@@ -122,6 +122,8 @@ def folder(
         names = tuple(f"class {k}" for k in range(_count_classes(root, masks, ignore_label)))
     elif ignore_label is not None and ignore_label == len(names) - 1:
         names = names[:-1]
+    if len(names) > IGNORE:
+        raise DataError(f"{root}: {len(names)} classes, and label 255 is ignored: there can be {IGNORE}, 0 to 254")
     shown = voc_palette(len(names)) if colours is None else colours[: len(names)]
     if len(shown) < len(names):
         raise DataError(f"{root}: {len(names)} classes but {len(shown)} colours; give each class a colour")

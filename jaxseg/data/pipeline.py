@@ -158,8 +158,9 @@ class _Fitted:
         fit, map_fit = fit_geometry(original, self._size), fit_geometry(original, self._label_size)
         out: Example = {"image": fit_image(example["image"], fit), "index": np.array(index, np.int32)}
         for key, value in example.items():
-            if key == "label":  # semantic labels and 255 fit a byte: four times as many in the cache
-                out[key] = fit_map(value.astype(np.uint8), map_fit, IGNORE)
+            if key == "label":  # nearly all semantic labels fit a byte: four times as many in the cache
+                narrow = value if value.max(initial=0) > IGNORE else value.astype(np.uint8)
+                out[key] = fit_map(narrow, map_fit, IGNORE)
             elif key != "image":
                 is_map = value.shape == original
                 out[key] = fit_map(value, map_fit, _FILL.get(key, 0)) if is_map else value

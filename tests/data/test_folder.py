@@ -92,6 +92,13 @@ def test_bad_classes_file(make_folder, text, message):
         folder(root, "train")
 
 
+def test_more_classes_than_labels_below_255_are_refused(make_folder):
+    root = make_folder(train=1)
+    with pytest.raises(DataError, match="256 classes, and label 255 is ignored: there can be 255, 0 to 254"):
+        folder(root, "train", class_names=[f"c{i}" for i in range(256)])
+    assert folder(root, "train", class_names=[f"c{i}" for i in range(255)]).num_classes == 255
+
+
 def test_last_ignored_label_is_no_class(make_folder):
     root = make_folder(train=2)
     source = folder(root, "train", ignore_label=2)

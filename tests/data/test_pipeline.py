@@ -69,6 +69,15 @@ def test_batch_has_fixed_shapes_and_everything_the_source_gave():
         assert batch["class_vector"][j].tolist() == [i, 1]
 
 
+def test_labels_beyond_a_byte_stay_what_they_are():
+    class Many(Numbers):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"label": np.full(self.size, 200 + 100 * index, np.int32)}
+
+    (batch,) = take(1, eval_batches(Many(2), (4, 6), 3))
+    assert batch["label"][:, 0, 0].tolist() == [200, 300, 255]
+
+
 def test_threads_and_cache_change_nothing():
     expected = take(6, train_batches(Numbers(7), (4, 6), 3, seed=1, threads=0, cache_bytes=0))
     for threads, cache in itertools.product((0, 1, 4), (0, 300, 2**20)):
