@@ -62,14 +62,17 @@ def boundary_f_sums(
     of the true contour; recall the other way round; F their harmonic mean. A class in truth or prediction counts:
     with 0 where only one has a contour, and 1 where it fills the image in both. Pixels that are 255 in `truth`
     are no part of the image: they have no class, and no contour runs along them. Raises ValueError for maps of
-    two shapes.
+    two shapes, and for a label that is no class.
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"boundary F compares maps of one shape, got {prediction.shape} and {truth.shape}")
     reach = tolerance * float(np.hypot(*truth.shape))
     valid = truth != IGNORE
     f, images = np.zeros(num_classes), np.zeros(num_classes, np.int64)
-    for c in np.union1d(prediction[valid], truth[valid]):
+    classes = np.union1d(prediction[valid], truth[valid])
+    if len(classes) and not 0 <= classes[0] <= classes[-1] < num_classes:
+        raise ValueError(f"boundary F of {num_classes} classes got label(s) {classes[0]} to {classes[-1]}")
+    for c in classes:
         ours, theirs = (_contour(labels == c, valid) for labels in (prediction, truth))
         images[c] = 1
         if not ours.any() and not theirs.any():

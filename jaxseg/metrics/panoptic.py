@@ -31,13 +31,15 @@ class PanopticScores(NamedTuple):
     rq_per_class: Float[np.ndarray, "k"]
 
 
-def _areas(ids: np.ndarray, classes: Mapping[int, int], what: str) -> dict[int, int]:
+def _areas(ids: np.ndarray, classes: Mapping[int, int], num_classes: int, what: str) -> dict[int, int]:
     """Pixels of each segment; raises ValueError where the map and the classes do not name the same segments."""
     found = {int(i): int(n) for i, n in zip(*np.unique(ids, return_counts=True), strict=True) if i != VOID}
     if unknown := sorted(found.keys() - classes.keys()):
         raise ValueError(f"segment(s) {unknown[:5]} of the {what} have no class; give each id but {VOID} one")
     if missing := sorted(set(classes) - found.keys()):
         raise ValueError(f"segment(s) {missing[:5]} of the {what} have no pixel; leave them out of its classes")
+    if outside := sorted(i for i, c in classes.items() if not 0 <= c < num_classes):
+        raise ValueError(f"segment(s) {outside[:5]} of the {what} are of classes outside 0..{num_classes - 1}")
     return found
 
 
@@ -60,8 +62,8 @@ def panoptic_sums(
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"panoptic quality compares maps of one shape, got {prediction.shape} and {truth.shape}")
-    ours = _areas(prediction, predicted_classes, "prediction")
-    theirs = _areas(truth, true_classes, "truth")
+    ours = _areas(prediction, predicted_classes, num_classes, "prediction")
+    theirs = _areas(truth, true_classes, num_classes, "truth")
     pairs, counts = np.unique(np.stack([truth.ravel(), prediction.ravel()]), axis=1, return_counts=True)
     shared = {(int(t), int(p)): int(n) for (t, p), n in zip(pairs.T, counts, strict=True)}
     sums = PanopticSums(np.zeros(num_classes), *(np.zeros(num_classes, np.int64) for _ in range(3)))

@@ -67,6 +67,10 @@ def test_bf_by_hand():
     assert np.isnan(boundary_f_scores(boundary_f_sums(truth, truth * 0 + 255, 2)).bf)
     with pytest.raises(ValueError, match="one shape"):
         boundary_f_sums(truth, truth[1:], 2)
+    with pytest.raises(ValueError, match=r"of 2 classes got label\(s\) 0 to 2"):
+        boundary_f_sums(truth * 2, truth, 2)
+    with pytest.raises(ValueError, match=r"of 2 classes got label\(s\) -1 to 1"):
+        boundary_f_sums(truth * 2 - 1, truth, 2)
 
 
 def test_contours_thinned_are_those_of_the_region_benchmark():

@@ -98,5 +98,8 @@ def test_ids_and_classes_must_agree():
             panoptic_sums(*words, 2)
     with pytest.raises(ValueError, match=r"\[9\] of the truth have no pixel"):
         panoptic_sums(one, {1: 0}, one, {1: 0, 9: 1}, 2)
+    for outside in (2, -1):
+        with pytest.raises(ValueError, match=r"\[1\] of the prediction are of classes outside 0\.\.1"):
+            panoptic_sums(one, {1: outside}, one, {1: 0}, 2)
     with pytest.raises(ValueError, match="one shape"):
         panoptic_sums(one, {1: 0}, one[:, 1:], {1: 0}, 2)
