@@ -182,6 +182,14 @@ def test_rows_that_the_command_did_not_write_are_refused(rows, tmp_path, capsys)
         assert "holds no rows of `jaxseg bench`" in capsys.readouterr().err
 
 
+def test_a_row_without_every_figure_is_in_no_table_of_them(measured, tmp_path, capsys):
+    (whole, *_) = json.loads(measured[0].read_text())
+    rows = [{k: v for k, v in whole.items() if k != name} for name in ("images_per_second", "peak_bytes", "compile_s")]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    assert command("bench", "--table", tmp_path / "a.json") == 0
+    assert whole["model"] not in capsys.readouterr().out
+
+
 def test_words_that_mean_nothing_together_are_refused(measured, tmp_path, capsys):
     assert command("bench", "unet", "--compare", measured[0], measured[0]) == 2
     assert "measure nothing" in capsys.readouterr().err
