@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 
@@ -136,6 +137,13 @@ def test_what_differs_from_the_model_is_not_left_behind(tmp_path, monkeypatch, c
     words = ("export", tmp_path / "model", "--size", "32x48", "--platforms", "cpu")
     assert command(*words, "--out", tmp_path / "u.stablehlo") == 2
     assert "nothing is written" in capsys.readouterr().err
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # stands for a full disk
+    try:
+        assert command(*words, "--out", tmp_path / "u.stablehlo") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "u.stablehlo cannot be written (File too large)" in capsys.readouterr().err
     assert (tmp_path / "u.stablehlo").read_text() == "an older one"
     assert {path.name for path in tmp_path.iterdir()} == {"model", "u.stablehlo"}
 

@@ -140,7 +140,10 @@ def export_command(config: Annotated[Export, tyro.conf.arg(name="")]) -> int:
     config.out.parent.mkdir(parents=True, exist_ok=True)
     staged = config.out.with_stem(config.out.stem + ".tmp")
     try:
-        staged.write_bytes(data)
+        try:
+            staged.write_bytes(data)
+        except OSError as error:  # a full disk names no file
+            raise OSError(f"{config.out} cannot be written ({error.strerror}): nothing is") from error
         checked = (
             _checked(staged, model, variables, config.batch or 1, size)
             if onnx or _platform() in config.platforms
