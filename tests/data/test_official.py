@@ -120,6 +120,28 @@ def test_so_does_any_other_mistake(capsys, monkeypatch):
         end()
 
 
+@pytest.mark.parametrize(
+    ("source", "split", "gone"),
+    [
+        (cityscapes, "train", "leftImg8bit/train/bremen/bremen_000000_000019_leftImg8bit.png"),
+        (cityscapes, "train", "gtFine/train/bremen/bremen_000000_000019_gtFine_labelIds.png"),
+        (ade20k, "training", "ADEChallengeData2016/images/training/ADE_train_00000002.jpg"),
+        (ade20k, "training", "ADEChallengeData2016/annotations/training/ADE_train_00000002.png"),
+        (camvid, "test", "CamVid/test/b.png"),
+        (camvid, "test", "CamVid/testannot/b.png"),
+    ],
+)
+def test_half_of_a_pair_misses_the_other(source, split, gone, tmp_path):
+    make_cityscapes(tmp_path)
+    make_ade20k(tmp_path)
+    make_camvid(tmp_path / "CamVid", "{split}", "{split}annot")
+    assert len(source(tmp_path, split)) == 2
+    (tmp_path / gone).unlink()
+    with pytest.raises(DataError, match=r"1 file\(s\) missing; was all of it unpacked") as error:
+        source(tmp_path, split)
+    assert str(tmp_path / gone) in str(error.value)
+
+
 def test_files_that_are_missing_or_do_not_fit_are_named(tmp_path):
     data = make_pets(tmp_path)
     trimap = data / "annotations" / "trimaps" / "beagle_2.png"
