@@ -87,6 +87,11 @@ def test_the_file_says_how_many_classes_and_another_number_is_an_error(tmp_path,
     convert(name, tmp_path / "w.safetensors", tmp_path / "seven", 7)
     with pytest.raises(ValueError, match=r"seven has no trained head .*scores 3 classes and the model 7"):
         load_trained(str(tmp_path / "seven"), None, None, None)
+    convert(name, tmp_path / "seven", tmp_path / "again")
+    with pytest.raises(ValueError, match=r"again has no trained head"):
+        load_trained(str(tmp_path / "again"), None, None, None)
+    assert jaxseg_command("convert", name, tmp_path / "w.safetensors", "--out", tmp_path / "o", "--classes", 0) == 2
+    assert "--classes is at least 1, got 0" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
 

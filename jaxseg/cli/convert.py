@@ -8,7 +8,7 @@ from typing import Annotated
 import jax
 import tyro
 
-from jaxseg.cli.arguments import nearest_model
+from jaxseg.cli.arguments import demand_positive, nearest_model
 from jaxseg.cli.trained import demand_classes
 from jaxseg.models import MODELS
 from jaxseg.runs import has_grown, load_described
@@ -52,6 +52,7 @@ def convert_command(config: Annotated[Convert, tyro.conf.arg(name="")]) -> int:
         )
     if (config.weights / "checkpoints").is_dir() or has_grown(config.weights):
         return _convert_run(config)
+    demand_positive(classes=config.classes)
     loaded = convert(config.model, config.weights, config.out, config.classes)
     if loaded.left_out:
         print(f"warning: {loaded.left_out}", file=sys.stderr)

@@ -15,7 +15,7 @@ from jaxseg.models import create_model
 from jaxseg.models.adain_transfer import ENCODERS, AdaINTransfer
 from jaxseg.models.pspnet import POOLS
 from jaxseg.weights.files import read_weights
-from jaxseg.weights.folder import describing, description, of_run, weights_file
+from jaxseg.weights.folder import describing, description, of_run, read_json, weights_file
 from jaxseg.weights.genforce import genforce_fields, network_of
 from jaxseg.weights.published import (
     GENERATION,
@@ -148,6 +148,8 @@ def convert(
     path = pathlib.Path(path)
     arguments, state = published_arguments(name, path, num_classes, **fields)
     loaded = from_published(state, create_model(**arguments), where=str(path))
-    about = {"publisher": loaded.publisher, "source": path.name, "left_out": loaded.left_out}
+    told = read_json(path / "model.json") if (path / "model.json").is_file() else {}
+    left_out = loaded.left_out or told.get("left_out")  # a head that was left out before is no more trained now
+    about = {"publisher": loaded.publisher, "source": path.name, "left_out": left_out}
     save_model(folder, loaded.variables, about=about, **arguments)
     return loaded
