@@ -36,12 +36,16 @@ def overlay(
     alpha: float = 0.55,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The image under its labels' colours, with a dark line where labels meet; ignored pixels stay as they are."""
-    mixed = (1 - alpha) * image + alpha * colorize(labels, palette)
     edge = np.zeros(labels.shape, bool)
     edge[:-1] |= labels[:-1] != labels[1:]
     edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
-    mixed[edge] *= 0.35
-    return np.where((labels == IGNORE)[..., None], image, mixed).round().astype(np.uint8)
+    result = np.array(image)
+    for top in range(0, len(image), 128):  # of an image of 8192x8192 the floats alone are gigabytes
+        rows = slice(top, top + 128)
+        mixed = (1 - alpha) * image[rows] + alpha * colorize(labels[rows], palette)
+        mixed[edge[rows]] *= 0.35
+        np.copyto(result[rows], mixed.round().astype(np.uint8), where=(labels[rows] != IGNORE)[..., None])
+    return result
 
 
 def save_panels(

@@ -1,5 +1,7 @@
 """Overlap-tile, label maps at the original size, and pictures."""
 
+import tracemalloc
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -204,6 +206,23 @@ def test_a_figure_of_a_sliver_is_no_larger_than_it_must_be():
     palette = np.zeros((1, 3), np.uint8)
     for shape, drawn in (((2, 900, 3), (2, 900, 3)), ((2, 120, 3), (8, 480, 3)), ((120, 2, 3), (480, 8, 3))):
         assert draw_detections(np.zeros(shape, np.uint8), nothing, ("background",), palette).shape == drawn
+
+
+def test_an_overlay_takes_little_more_memory_than_the_image():
+    rng = np.random.default_rng(0)
+    image, labels = rng.integers(0, 256, (1500, 700, 3), np.uint8), rng.integers(0, 3, (1500, 700)).astype(np.int32)
+    labels[labels == 2] = 255
+    palette = np.array([[0, 0, 0], [255, 0, 0]], np.uint8)
+    tracemalloc.start()
+    drawn = overlay(image, labels, palette)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * image.nbytes
+    edge = np.zeros(labels.shape, bool)
+    edge[:-1] |= labels[:-1] != labels[1:]
+    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    want = (0.45 * image + 0.55 * colorize(labels, palette)) * np.where(edge, 0.35, 1)[..., None]
+    np.testing.assert_allclose(drawn, np.where((labels == 255)[..., None], image, want), atol=0.501)
 
 
 def test_pictures(tmp_path):
