@@ -197,6 +197,8 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
     if config.model in DETECTORS:
         raise ValueError(f"{config.model} is a detector; experiments/shapes_mask_rcnn.py shows how one is trained")
     demand_sound(config)
+    if config.weights is not None and not config.weights.exists():
+        raise FileNotFoundError(f"--weights {config.weights}: no such file or folder")
     loss_of(config.loss, None)
     require_writable(config.out)
     if config.class_weights != "none" and not set(PIXELWISE) & set(config.loss.split("+")):

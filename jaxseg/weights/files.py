@@ -139,6 +139,8 @@ def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     `read_pth`; OSError for one that is not there.
     """
     path = pathlib.Path(path)
+    if not path.exists():  # before its suffix: a run's folder, misspelt, has none
+        raise FileNotFoundError(f"{path}: no such file or folder")
     if path.suffix not in READERS:
         networks = "; NVlabs' networks are jaxseg.weights.read_nvlabs' to read" if path.suffix == ".pkl" else ""
         raise ValueError(

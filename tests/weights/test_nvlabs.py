@@ -91,9 +91,10 @@ def test_anything_else_is_refused(tmp_path, capsys, tree):
     assert "it ran" not in capsys.readouterr().out
 
 
-def test_load_weights_says_what_reads_it():
+def test_load_weights_says_what_reads_it(tmp_path):
+    (tmp_path / "stylegan.pkl").touch()
     with pytest.raises(ValueError, match=r"not .pkl; NVlabs' networks are jaxseg.weights.read_nvlabs' to read"):
-        read_weights("stylegan.pkl")
+        read_weights(tmp_path / "stylegan.pkl")
 
 
 def test_what_a_diverged_run_left_is_said(dnnlib, tmp_path):

@@ -376,6 +376,10 @@ def test_read_weights_by_suffix(tmp_path):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-5])
         with pytest.raises(ValueError, match=f"{name} is no whole"):
             read_weights(tmp_path / name)
+    for name in ("run", "w.h5", "w.pth", "w.safetensors", "w.npz"):
+        with pytest.raises(FileNotFoundError, match=f"gone/{name}: no such file or folder"):
+            read_weights(tmp_path / "gone" / name)
+    (tmp_path / "w.h5").touch()
     with pytest.raises(ValueError, match="weights come as"):
         read_weights(tmp_path / "w.h5")
     with pytest.raises(ValueError, match="holds no state_dict"):
