@@ -331,6 +331,8 @@ def test_evaluate_is_the_same_on_one_device_set_or_another(run, photos, tmp_path
         (["train", "unet_small", "--out", "x", "--loss", "dice", "--class-weights", "median"], "--loss is dice"),
         (["train", "unet_small", "--out", "x", "--loss", "focal", "--border-weights"], "--loss is focal"),
         (["train", "unet_small", "--out", "x", "--backbone-rate", "0"], "has no backbone"),
+        (["train", "unet", "--out", "x", "--distributed", "10.0.0.1,2,0"], "is auto or ADDRESS:PORT,PROCESSES,THIS"),
+        (["train", "unet", "--out", "x", "--distributed", ":1234,2,0"], "such as 10.0.0.1:1234,2,0; got :1234,2,0"),
         (["train", "unet_small", "--out", "x", "--weights", "w.npz"], "--weights w.npz: no such file or folder"),
         (["predict", "unet_small", "p.jpg", "--out", "x"], "no such file"),
         (["predict", "unet_small", "pyproject.toml", "--out", "x"], "add --weights"),

@@ -120,7 +120,8 @@ def initialize_distributed(words: str) -> None:
         jax.distributed.initialize(**lost)
         return
     parts = words.split(",")
-    if len(parts) != 3 or not all(p.isdecimal() for p in parts[1:]):
+    host, _, port = parts[0].rpartition(":")
+    if len(parts) != 3 or not host or not all(p.isdecimal() for p in (port, *parts[1:])):
         raise ValueError(
             f"--distributed is auto or ADDRESS:PORT,PROCESSES,THIS, such as 10.0.0.1:1234,2,0; got {words}"
         )
