@@ -65,9 +65,9 @@ def _cropped_products(x: Array, kernel: Array, padding: Any, dilation: Any) -> A
 
 def _products(x: Array, kernel: Array, strides: Any, padding: Any, dilation: Any) -> Array:
     (h, w), (top, left) = x.shape[1:3], map(sum, padding)
-    if tuple(strides) == (1, 1) and isinstance(h, int) and isinstance(w, int):  # jax.export may leave a size open
-        if (h + top) * (w + left) > MOST_BORDER * h * w:
-            return _cropped_products(x, kernel, padding, dilation)
+    known = isinstance(h, int) and isinstance(w, int)  # jax.export may leave a size open
+    if known and tuple(strides) == (1, 1) and (h + top) * (w + left) > MOST_BORDER * h * w:
+        return _cropped_products(x, kernel, padding, dilation)
     return _shifted_products(x, kernel, strides, padding, dilation)
 
 
@@ -157,10 +157,9 @@ def depthwise_conv(
         )
 
     forms: dict[str, Any] = {"cpu": lambda x, kernel: _on_cpu(x, kernel, *fields.values())}
-    known = isinstance(x.shape[1], int) and isinstance(x.shape[2], int)
-    if known and fields["strides"] == (1, 1) and dilation != (1, 1):
-        if interleaving_pays(x, kernel.shape[:2], padding, dilation):
-            forms["cuda"] = functools.partial(
-                interleaved, padding=padding, holes=dilation, feature_group_count=channels, precision=precision
-            )
+    holes = fields["strides"] == (1, 1) != dilation and all(isinstance(n, int) for n in x.shape[1:3])
+    if holes and interleaving_pays(x, kernel.shape[:2], padding, dilation):
+        forms["cuda"] = functools.partial(
+            interleaved, padding=padding, holes=dilation, feature_group_count=channels, precision=precision
+        )
     return jax.lax.platform_dependent(x, kernel, default=by_xla, **forms)
