@@ -279,6 +279,8 @@ def pyramid_roi_align(
     if len(features) != len(strides):
         raise ValueError(f"a pyramid of {len(features)} levels needs as many strides, got {tuple(strides)}")
     low, high = (round(math.log2(stride)) for stride in (strides[0], strides[-1]))
+    # MobileNet's two have one stride, and its second is never read
+    features, strides = features[: high - low + 1], strides[: high - low + 1]
     levels = jnp.clip(pyramid_levels(boxes, low, high) - low, 0, len(features) - 1)
     how = _sampling(size, sampling_ratio, aligned, None, border, [f.shape for f in features])
     return _align(tuple(features), boxes.astype(jnp.float32), levels, tuple(1 / s for s in strides), how, form)
