@@ -421,3 +421,15 @@ def test_detect_gives_each_image_its_own_pixels():
         detect(model, variables, images, min_size=0)
     with pytest.raises(ValueError, match=r"canvas of \(96, 96\) at least, got \(64, 96\)"):
         detect(model, variables, images, canvas=(64, 96))
+
+
+@pytest.mark.parametrize("boxes", [2, 12])  # fewer than the kernel's columns, of which the bins are moved, and more
+def test_the_box_head_takes_its_kernel_channels_first(boxes):
+    head, rng = BoxHead(16), np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((boxes, 3, 3, 5), np.float32))
+    shapes = jax.eval_shape(functools.partial(head.init, train=False), jax.random.key(0), x)
+    variables = jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape, np.float32)), shapes)
+    fc6, fc7 = (variables["params"][name] for name in ("fc6", "fc7"))
+    hidden = jnp.maximum(x.transpose(0, 3, 1, 2).reshape(boxes, -1) @ fc6["kernel"] + fc6["bias"], 0)
+    wanted = jnp.maximum(hidden @ fc7["kernel"] + fc7["bias"], 0)
+    np.testing.assert_allclose(head.apply(variables, x, train=False), wanted, rtol=1e-5, atol=1e-4)

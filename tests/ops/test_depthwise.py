@@ -61,3 +61,23 @@ def test_what_is_not_depthwise_is_refused():
         depthwise_conv(x, kernel, lhs_dilation=(2, 2))
     with pytest.raises(ValueError, match="takes NHWC and HWIO"):
         depthwise_conv(x, kernel, dimension_numbers=("NCHW", "OIHW", "NCHW"))
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_gradients_differentiate_again_and_forwards(strides):
+    x, kernel = image(1, 7, 8, 3), jnp.asarray(value("depthwise/kernel", (3, 3, 1, 3)))
+
+    def theirs(x, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout, feature_group_count=3)
+
+    def slope(f):
+        return jax.grad(lambda x, k: (f(x, k) ** 3).sum(), (0, 1))
+
+    def found(f):
+        along = jax.jvp(slope(f), (x, kernel), (jnp.sin(x), jnp.cos(kernel)))
+        return along, jax.grad(lambda k: sum((s**2).sum() for s in slope(f)(x, k)))(kernel)
+
+    ours = found(lambda x, k: depthwise_conv(x, k, strides, "SAME"))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(found(theirs)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
