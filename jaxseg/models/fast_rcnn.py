@@ -21,24 +21,27 @@ from jaxseg.ops.roi import pyramid_roi_align, roi_pool
 __all__ = ["BoxConvHead", "BoxHead", "FastRCNN", "fastrcnn_vgg16", "single_roi_pool", "vgg16_level"]
 
 
-def _dense_of_bins(x: Float[Array, "k s s c"], features: int, dtype: Any, name: str) -> Float[Array, "k f"]:
+class DenseOfBins(nn.Module):
     """A layer that sees all bins of a box, whose kernel has them channels first, as the published weights do.
 
     The kernel's rows are put in the order of the bins, not the bins in that of the rows: RoIAlign, fused with a
     transposition, reads its pixels channel by channel, which took as long as the layer (on a CPU, jax 0.11.2). Of a
     kernel that is far larger than the bins, such as VGG's, the bins are moved.
     """
-    k, s, _, c = x.shape
-    moves_bins = features > 4 * k
-    if moves_bins:
-        x = x.transpose(0, 3, 1, 2)
 
-    def product(x: Array, kernel: Array, *arguments: Any, **options: Any) -> Array:
-        if not moves_bins:
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "k s s c"]) -> Float[Array, "k f"]:
+        k, s, _, c = x.shape
+        kernel = self.param("kernel", nn.linear.default_kernel_init, (s * s * c, self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        if self.features > 4 * k:
+            x = x.transpose(0, 3, 1, 2)
+        else:
             kernel = kernel.reshape(c, s, s, -1).transpose(1, 2, 0, 3).reshape(kernel.shape)
-        return jax.lax.dot_general(x, kernel, *arguments, **options)
-
-    return nn.Dense(features, dtype=dtype, dot_general=product, name=name)(x.reshape(k, -1))
+        return x.reshape(k, s * s * c).astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
 
 class BoxHead(nn.Module):
@@ -54,7 +57,7 @@ class BoxHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "k s s c"], *, train: bool) -> Float[Array, "k f"]:
-        x = nn.relu(_dense_of_bins(x, self.features, self.dtype, "fc6"))
+        x = nn.relu(DenseOfBins(self.features, self.dtype, name="fc6")(x))
         x = Dropout(self.dropout)(x, train=train)
         x = nn.relu(nn.Dense(self.features, dtype=self.dtype, name="fc7")(x))
         return Dropout(self.dropout)(x, train=train)
@@ -72,7 +75,7 @@ class BoxConvHead(nn.Module):
     def __call__(self, x: Float[Array, "k s s c"], *, train: bool) -> Float[Array, "k f"]:
         for i, features in enumerate(self.conv_features):
             x = ConvNormAct(features, norm=self.norm, dtype=self.dtype, name=f"conv_{i}")(x, train=train)
-        return nn.relu(_dense_of_bins(x, self.features, self.dtype, "fc"))
+        return nn.relu(DenseOfBins(self.features, self.dtype, name="fc")(x))
 
 
 class BoxPredictor(nn.Module):
