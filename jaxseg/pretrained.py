@@ -23,7 +23,7 @@ from jaxseg.weights import (
     published_arguments,
     read_weights,
 )
-from jaxseg.weights.folder import weights_file
+from jaxseg.weights.files import weights_file
 
 __all__ = ["fields_of", "start_from"]
 

@@ -2,6 +2,9 @@
 
 import functools
 import json
+import os
+import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,7 @@ from safetensors.numpy import save_file
 from test_cli import jaxseg_command
 
 import jaxseg
+from jaxseg.cli import kept
 from jaxseg.cli.trained import load_trained
 from jaxseg.pretrained import fields_of, start_from
 from jaxseg.weights import WeightsMismatch, convert, save_weights, to_published
@@ -180,3 +184,123 @@ def test_the_other_publisher_s_pspnet_names_the_models_that_fit(tmp_path):
     hub_folder(tmp_path / "hub", 2)
     with pytest.raises(WeightsMismatch, match="is of unet_resnet34, not pspnet_resnet50; name that model"):
         convert("pspnet_resnet50", tmp_path / "hub", tmp_path / "out")
+
+
+@pytest.fixture
+def programs(tmp_path):
+    """The folder in which starts find what others have compiled."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
+    yield tmp_path / "cache" / "jaxseg"
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def prediction(out):
+    with Image.open(out / "photo_labels.png") as picture:
+        return np.asarray(picture)
+
+
+def traces_nothing(monkeypatch):
+    def trained(*_):
+        raise AssertionError("a model was made")
+
+    monkeypatch.setattr("jaxseg.cli.trained.load_trained", trained)
+
+
+@pytest.mark.parametrize("form", ["wrapped", "folder"])
+def test_a_second_start_finds_the_program_and_takes_the_weights_of_today(form, tmp_path, photo, programs, monkeypatch):
+    name, place = "unet_resnet18", tmp_path / "w.safetensors"
+    model = jaxseg.create_model(name, 3)
+    state = to_published(model, variables_of(model))
+
+    def write(scores):
+        """Weights that find the class of the highest score everywhere."""
+        last = {key: a for key, a in state.items() if key.startswith("segmentation_head")}
+        head = {key: np.zeros_like(a) if a.ndim > 1 else np.float32(scores) for key, a in last.items()}
+        before = "state.model." if form == "wrapped" else ""
+        save_file({before + key: a for key, a in (state | head).items()}, place)
+
+    write([0, 1, 0])
+    words = ("predict", name, photo, "--weights", place, "--size", "32x64", "--out")
+    if form == "folder":
+        convert(name, place, tmp_path / "folder")
+        words = ("predict", tmp_path / "folder", photo, "--size", "32x64", "--out")
+        place = tmp_path / "folder" / "model.safetensors"
+    assert jaxseg_command(*words, tmp_path / "first") == 0
+    assert (prediction(tmp_path / "first") == 1).all()
+    assert len([*programs.iterdir()]) == 1
+    traces_nothing(monkeypatch)
+    write([0, 1, 2])
+    assert jaxseg_command(*words, tmp_path / "second") == 0
+    assert (prediction(tmp_path / "second") == 2).all()
+    for what in ("palette", "overlay"):
+        with Image.open(tmp_path / "second" / f"photo_{what}.png") as picture:
+            assert picture.size == (48, 32)
+
+
+def test_a_start_with_other_words_or_a_broken_program_traces_anew(tmp_path, photo, programs, monkeypatch):
+    written(tmp_path / "w.safetensors", "unet_resnet18", 3)
+    words = ("predict", "unet_resnet18", photo, "--weights", tmp_path / "w.safetensors", "--size", "32", "--out")
+    assert jaxseg_command(*words, tmp_path / "first") == 0
+    first, (path,) = prediction(tmp_path / "first"), programs.iterdir()
+    whole = path.read_bytes()
+    for broken in (b"", whole[: len(whole) // 2], whole[:-9] + b"x" + whole[-8:]):
+        path.write_bytes(broken)
+        assert jaxseg_command(*words, tmp_path / "again") == 0
+        np.testing.assert_array_equal(prediction(tmp_path / "again"), first)
+        assert path.read_bytes() != broken
+    assert jaxseg_command(*words[:-1], "--long-side", 8, "--out", tmp_path / "others") == 2
+    traces_nothing(monkeypatch)
+    assert jaxseg_command(*words, tmp_path / "again") == 0
+    for others in (
+        [*words[:-2], "64", "--out"],
+        [*words[:-1], "--flip", "--out"],
+        [*words[:-1], "--classes", 3, "--out"],
+    ):
+        with pytest.raises(AssertionError, match="a model was made"):
+            jaxseg_command(*others, tmp_path / "others")
+
+
+def test_what_is_kept_goes_by_all_that_a_program_comes_from(tmp_path, programs, monkeypatch):
+    def name(size=8, dtype="d", **asked):
+        return kept.question({"size": 8, **asked}, {"w": np.zeros(size, dtype)})
+
+    first = name()
+    assert first == name()
+    others = [name(size=9), name(dtype="f"), name(classes=3)]
+    with jax.default_matmul_precision("highest"):
+        others.append(name())
+    monkeypatch.setenv("XLA_FLAGS", "--xla_some=1")
+    others.append(name())
+    monkeypatch.undo()
+    monkeypatch.setattr("jaxseg.cli.kept._processor", lambda: "another")
+    others.append(name())
+    monkeypatch.undo()
+    copied = shutil.copytree(pathlib.Path(jaxseg.__file__).parent, tmp_path / "jaxseg")
+    monkeypatch.setattr("jaxseg.cli.kept.__file__", str(copied / "cli" / "kept.py"))
+    assert name() == first
+    with open(copied / "ops" / "conv.py", "a") as file:
+        file.write("# changed")
+    assert len({first, name(), *others}) == len(others) + 2
+
+
+def test_the_oldest_programs_go_and_a_folder_that_cannot_be_written_stops_nobody(programs, monkeypatch, tmp_path):
+    monkeypatch.setattr("jaxseg.cli.kept.MOST", 2)
+    variables = {"params": {"w": jnp.ones(2)}}
+    program = kept.compiled_for(lambda v, x: x.astype(jnp.float32) @ v["params"]["w"], variables, (1, 2))
+    entries = {("params", "w"): ("weight", (0,))}
+    for i, name in enumerate("abc"):
+        kept.keep(name, program, variables, entries, {"place": i})
+        os.utime(programs / name, (i, i))
+    assert sorted(path.name for path in programs.iterdir()) == ["b", "c"]
+    found = kept.find("c", {"weight": np.array([3.0, 4.0])})
+    assert found.about == {"place": 2}
+    np.testing.assert_array_equal(found.logits(np.array([[1, 2]], np.uint8)), [11])
+    assert kept.find("a", {}) is None
+    (tmp_path / "file").write_bytes(b"")
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "file"))
+    kept.keep("d", program, variables, entries, {})
+    assert kept.find("d", {}) is None
+    jax.config.update("jax_compilation_cache_dir", None)
+    kept.keep("e", program, variables, entries, {})
+    assert kept.find("e", {}) is None

@@ -87,6 +87,7 @@ def test_a_backward_import_is_seen():
 def test_a_prediction_waits_for_no_import_that_it_has_no_use_for():
     slow = ("grain", "orbax.checkpoint", "tensorflow_datasets", "scipy.ndimage", "optax", "matplotlib", "pycocotools")
     slow += ("PIL.FtexImagePlugin",)  # nor for all the kinds of pictures that Pillow reads
+    slow += ("flax", "jaxseg.models")  # which the program that an earlier start has compiled has no use for
     program = f"from jaxseg.cli.predict import read_image; import sys; read_image({str(PICTURE)!r})\n"
     program += f"print([name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT.parent, capture_output=True, text=True, check=True)

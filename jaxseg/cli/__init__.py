@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["main"]
+__all__ = ["main", "mistakes"]
 
 
 def _bench() -> Callable:
@@ -91,6 +91,13 @@ COMMANDS: dict[str, Callable[[], Callable]] = {
 }
 
 
+def mistakes() -> tuple[type[Exception], ...]:
+    """The errors that say what was wrong in what was asked for."""
+    from flax.errors import FlaxError
+
+    return ValueError, OSError, ImportError, FloatingPointError, FlaxError
+
+
 def _said_once(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """As ever, but for what tensorstore prints of every other array where one could not be saved."""
     if str(error) != "Event loop is closed":
@@ -105,7 +112,6 @@ def main(arguments: list[str] | None = None) -> None:
 
     import jax
     import tyro
-    from flax.errors import FlaxError
 
     from jaxseg.data import default_data_dir
 
@@ -128,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
             run: Any = tyro.extras.subcommand_cli_from_dict
             every = {name: load() for name, load in COMMANDS.items()}
             code = run(every, args=words, prog="jaxseg", description=__doc__)
-    except (ValueError, OSError, ImportError, FloatingPointError, FlaxError) as error:
+    except mistakes() as error:
         if os.environ.get("JAXSEG_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

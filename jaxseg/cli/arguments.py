@@ -10,14 +10,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from flax.errors import FlaxError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxseg import parallel
+from jaxseg.cli import mistakes
 from jaxseg.data import DataError, FolderSource, ShapesSource, check_data, folder, folder_splits, shapes
 from jaxseg.data.check import DataReport
-from jaxseg.models import MODELS
 
 __all__ = [
     "Size",
@@ -59,6 +58,8 @@ Size = Annotated[
 
 def nearest_model(name: str) -> str:
     """The name in the zoo that is nearest to `name`."""
+    from jaxseg.models import MODELS
+
     return difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
 
 
@@ -67,7 +68,7 @@ def one_message() -> Iterator[None]:
     """Data that are absent, and any other mistake in what was asked for, end the program with exit code 2."""
     try:
         yield
-    except (ValueError, OSError, ImportError, FloatingPointError, FlaxError) as error:
+    except mistakes() as error:
         if os.environ.get("JAXSEG_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

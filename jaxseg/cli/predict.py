@@ -8,23 +8,21 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-import flax.linen as nn
 import numpy as np
 import tyro
 from jaxtyping import PyTree
 from PIL import Image
 
-from jaxseg.cli.arguments import Size, bar, placement_of
-from jaxseg.cli.detect import class_names, detect_files, load_detector
-from jaxseg.cli.trained import load_trained
+from jaxseg.cli import kept
+from jaxseg.cli.arguments import Size, bar
 from jaxseg.data import IGNORE, IMAGE_SUFFIXES, DataError, read_image
-from jaxseg.models import DETECTORS
-from jaxseg.predict import batch_predictor, sharded_predictor, sliding_predictor
+from jaxseg.predict.canvas import canvas_predictor
 from jaxseg.visualize import overlay, palette_image
+from jaxseg.weights.files import DESCRIPTIONS, read_weights, weights_file
 
-__all__ = ["Predict", "predict_command"]
+__all__ = ["Predict", "Question", "Segmenter", "predict_command", "sees_once"]
 
 WRITTEN = ("_labels.png", "_palette.png", "_overlay.png", "_detections.png", "_instances.png")
 
@@ -113,39 +111,46 @@ def _image_files(paths: tuple[pathlib.Path, ...], out: pathlib.Path) -> list[tup
     return [*names.items()]
 
 
-def _segment(
-    config: Predict, model: nn.Module, variables: PyTree, size: tuple[int, int], images: int
-) -> tuple[Callable[[Sequence[np.ndarray]], list[np.ndarray]], int]:
-    """What turns images into label maps, and how many at once."""
-    if config.batch < 1:
-        raise ValueError(f"--batch is at least 1, got {config.batch}")
-    if config.long_side is not None and (config.window is None or config.long_side < 1):
-        raise ValueError("--long-side is a positive number of pixels, and belongs to --window; without, --size says it")
-    plain = config.window is None and config.scales == (1.0,) and not config.flip
-    if config.shard:
-        if not plain or config.size is not None:
-            raise ValueError(
-                "--shard sees images whole, at their own size: leave --window, --scales, --flip, --size out"
-            )
-        placement = placement_of("jit", config.shard)
-        return sharded_predictor(model, variables, placement, batch=config.batch), min(config.batch, images)
-    if plain:
-        together = min(config.batch, images)
-        return batch_predictor(model, variables, size, together), together
-    base = size if config.window is None else None
-    if config.long_side is not None:
-        base = (config.long_side, config.long_side)
-    predict = sliding_predictor(
-        model,
-        variables,
-        config.window or size,
-        stride=config.stride,
-        scales=config.scales,
-        flip=config.flip,
-        base=base,
-        batch=config.batch,
-    )
-    return lambda images: [predict(image) for image in images], 1
+class Segmenter(NamedTuple):
+    """What turns up to `together` images into label maps, in colours of `palette`."""
+
+    segment: Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+    together: int
+    palette: np.ndarray
+
+
+def sees_once(config: Predict) -> bool:
+    """Whether every image is seen once."""
+    return config.window is None and config.scales == (1.0,) and not config.flip
+
+
+class Question(NamedTuple):
+    """A prediction that an earlier start may have traced: what it is kept under, and the arrays of its file."""
+
+    name: str
+    state: dict[str, np.ndarray]
+
+
+def _question(config: Predict, images: int) -> Question | None:
+    """None where nothing is kept: images in shares, or in windows, and runs, whose checkpoints are no such files."""
+    weights = config.weights or pathlib.Path(config.model)
+    described = {name: (weights / name).read_bytes() for name in DESCRIPTIONS if (weights / name).is_file()}
+    known = weights.is_file() or (described and not (weights / "checkpoints").is_dir())
+    if config.shard or config.long_side is not None or not sees_once(config) or not known:
+        return None
+    state = read_weights(weights if weights.is_file() else weights_file(weights))
+    asked = {"model": config.model, "classes": config.classes, "size": config.size, "described": described}
+    return Question(kept.question({**asked, "together": min(config.batch, images)}, state), state)
+
+
+def _kept(question: Question, images: int) -> Segmenter | None:
+    """What an earlier start has compiled."""
+    found = kept.find(question.name, question.state)
+    if found is None:
+        return None
+    size, output_size = (tuple(found.about[k]) for k in ("size", "output_size"))
+    segment = canvas_predictor(found.logits, size, output_size, images)
+    return Segmenter(segment, images, np.array(found.about["palette"], np.uint8))
 
 
 def _read_ahead(
@@ -182,14 +187,14 @@ def _write_pictures(base: pathlib.Path, image: np.ndarray, labels: np.ndarray, p
 
 def _detect(config: Predict, files: list[tuple[pathlib.Path, pathlib.Path]], model: Any, variables: PyTree) -> int:
     """The branch of detectors, which see each image whole, at their own size, and know their classes."""
+    from jaxseg.cli.detect import class_names, detect_files
+
     meant = {"model", "paths", "out", "weights", "batch", "classes"}
     given = [f.name for f in dataclasses.fields(config) if f.name not in meant]
     given = [name for name in given if getattr(config, name) != getattr(Predict, name)]
     if given:
         words = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ValueError(f"{words} are for semantic models, and a {type(model).__name__} finds objects: leave them out")
-    if config.batch < 1:
-        raise ValueError(f"--batch is at least 1, got {config.batch}")
     names = class_names(config.weights or pathlib.Path(config.model), model.num_classes)
     with bar("detecting") as progress:
         unread = detect_files(model, variables, names, files, config.out, progress, batch=config.batch)
@@ -205,18 +210,35 @@ def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
     --window 473x473 --long-side 512 --scales 0.5 0.75 1 1.25 1.5 1.75 --flip. Unreadable files are skipped, named
     at the end, and make the exit code 1.
     """
+    if config.batch < 1:
+        raise ValueError(f"--batch is at least 1, got {config.batch}")
     files = _image_files(config.paths, config.out)
+    question = _question(config, len(files))
+    segmenter = _kept(question, min(config.batch, len(files))) if question is not None else None
+    if segmenter is not None:
+        return _segment(config, files, segmenter)
+
+    # models and Flax, which take a third of a second to import, are for a start that finds nothing kept
+    from jaxseg.cli.detect import load_detector
+    from jaxseg.cli.segment import new_segmenter
+    from jaxseg.cli.trained import load_trained
+    from jaxseg.models import DETECTORS
+
     if config.model in DETECTORS and config.weights is not None and config.weights.is_file():
         return _detect(config, files, *load_detector(config.model, config.weights, config.classes))
-    model, variables, size, palette = load_trained(config.model, config.weights, config.classes, config.size)
-    if hasattr(model, "detect_boxes"):
-        return _detect(config, files, model, variables)
-    if len(palette) > IGNORE:
+    trained = load_trained(config.model, config.weights, config.classes, config.size)
+    if hasattr(trained.model, "detect_boxes"):
+        return _detect(config, files, trained.model, trained.variables)
+    if len(trained.palette) > IGNORE:
         raise ValueError(
-            f"{config.model} scores {len(palette)} classes, and a label map of 8 bits holds {IGNORE}; "
+            f"{config.model} scores {len(trained.palette)} classes, and a label map of 8 bits holds {IGNORE}; "
             "jaxseg.predict gives the labels from Python"
         )
-    segment, together = _segment(config, model, variables, size, len(files))
+    return _segment(config, files, new_segmenter(config, trained, len(files), question))
+
+
+def _segment(config: Predict, files: list[tuple[pathlib.Path, pathlib.Path]], segmenter: Segmenter) -> int:
+    segment, together, palette = segmenter
     skipped: list[str] = []
     group: list[tuple[pathlib.Path, np.ndarray]] = []
     with bar("segmenting") as progress:

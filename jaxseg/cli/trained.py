@@ -13,12 +13,11 @@ from jaxseg.data import voc_palette
 from jaxseg.models import MODELS, create_model, scores_classes
 from jaxseg.runs import has_grown, is_described, load_described
 from jaxseg.weights import from_published, load_model, load_weights, published_arguments
+from jaxseg.weights.files import DESCRIPTIONS
 from jaxseg.weights.folder import read_json
 from jaxseg.weights.published import GENERATION
 
 __all__ = ["Trained", "demand_classes", "load_trained"]
-
-DESCRIPTIONS = ("model.json", "config.json")
 
 
 class Trained(NamedTuple):

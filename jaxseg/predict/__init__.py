@@ -5,26 +5,6 @@ segmentation-models-pytorch and semseg all do (semseg writes the same numbers ti
 want BGR less a mean, take the difference into their first layer when they load (`jaxseg.weights.load_encoder`).
 """
 
-from jaxseg.detect import detect
-from jaxseg.predict.objects import Judged, detect_source, found_objects, score_objects, true_objects
-from jaxseg.predict.score import score
-from jaxseg.predict.sharded import sharded_predictor
-from jaxseg.predict.sliding import averaged_scores, sliding_predictor
-from jaxseg.predict.whole import batch_predictor, labels_at, overlap_tile, predictor
+import lazy_loader
 
-__all__ = [
-    "Judged",
-    "averaged_scores",
-    "batch_predictor",
-    "detect",
-    "detect_source",
-    "found_objects",
-    "labels_at",
-    "overlap_tile",
-    "predictor",
-    "score",
-    "score_objects",
-    "sharded_predictor",
-    "sliding_predictor",
-    "true_objects",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from jaxseg.data.canvas import MEAN_COLOUR, Fit, fit_geometry, fit_image, photograph
-from jaxseg.predict.whole import compiled_logits, logits_size, taps
+from jaxseg.predict.canvas import taps
+from jaxseg.predict.whole import compiled_logits, logits_size
 
 __all__ = ["averaged_scores", "sliding_predictor"]
 

@@ -14,8 +14,8 @@ from jaxseg.layers import NORMS
 from jaxseg.models import create_model
 from jaxseg.models.adain_transfer import ENCODERS, AdaINTransfer
 from jaxseg.models.pspnet import POOLS
-from jaxseg.weights.files import read_weights
-from jaxseg.weights.folder import describing, description, of_run, read_json, weights_file
+from jaxseg.weights.files import of_run, read_weights, weights_file
+from jaxseg.weights.folder import describing, description, read_json
 from jaxseg.weights.genforce import genforce_fields, network_of
 from jaxseg.weights.published import (
     GENERATION,

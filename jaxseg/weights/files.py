@@ -12,7 +12,10 @@ import numpy as np
 from jaxseg.weights.pth import read_pth
 from jaxseg.weights.wrapped import averaged
 
-__all__ = ["read_weights", "warn_not_finite"]
+__all__ = ["DESCRIPTIONS", "of_run", "read_weights", "warn_not_finite", "weights_file"]
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in a folder of weights
+DESCRIPTIONS = ("model.json", "config.json")  # beside them
 
 
 # An archive of weights may expand as far, and to so many bytes in any case; deflate's bombs do a thousandfold
@@ -151,3 +154,17 @@ def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     state = READERS[path.suffix](path)
     warn_not_finite(path, state)
     return state
+
+
+def weights_file(folder: pathlib.Path) -> pathlib.Path:
+    """The file of weights in a folder; FileNotFoundError where there is none."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder} holds no weights: neither {' nor '.join(WEIGHTS)}{of_run(folder)}")
+
+
+def of_run(folder: pathlib.Path) -> str:
+    """What to do with the folder of a run where one of weights was asked for."""
+    found = (folder / "checkpoints").is_dir()
+    return "; it is a run's: jaxseg.load_run opens it, and `jaxseg convert` makes such a folder of it" if found else ""

@@ -15,9 +15,8 @@ from jaxseg.backbones import BACKBONES
 from jaxseg.models import create_model
 from jaxseg.weights.wrapped import WeightsMismatch
 
-__all__ = ["demand_described", "describing", "description", "of_run", "read_json", "smp_model", "weights_file"]
+__all__ = ["demand_described", "describing", "description", "read_json", "smp_model"]
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 OPTIONS = (  # of SMP's that are read; others may be anything
     *("_model_class", "encoder_name", "encoder_depth", "encoder_output_stride"),
     *("decoder_", "psp_", "classes", "upsampling"),
@@ -117,20 +116,6 @@ def _numbers(config: Mapping[str, Any], option: str, default: tuple[int, ...]) -
     if not isinstance(value, list | tuple):
         raise WeightsMismatch(f"config.json: {option} is {value!r}, which is a list of numbers")
     return tuple(value)
-
-
-def weights_file(folder: pathlib.Path) -> pathlib.Path:
-    """The file of weights in a folder; FileNotFoundError where there is none."""
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(f"{folder} holds no weights: neither {' nor '.join(WEIGHTS)}{of_run(folder)}")
-
-
-def of_run(folder: pathlib.Path) -> str:
-    """What to do with the folder of a run where one of weights was asked for."""
-    found = (folder / "checkpoints").is_dir()
-    return "; it is a run's: jaxseg.load_run opens it, and `jaxseg convert` makes such a folder of it" if found else ""
 
 
 def description(folder: pathlib.Path) -> dict[str, Any] | None:

@@ -20,8 +20,8 @@ from jaxseg.models.progan import GrowingDiscriminator, ProGANGenerator
 from jaxseg.models.stylegan import StyleGANGenerator
 from jaxseg.models.unet import UNetValid
 from jaxseg.ops.tracing import blank_kernels
-from jaxseg.weights.files import read_weights
-from jaxseg.weights.folder import demand_described, weights_file
+from jaxseg.weights.files import read_weights, weights_file
+from jaxseg.weights.folder import demand_described
 from jaxseg.weights.genforce import from_genforce, genforce_has, to_genforce
 from jaxseg.weights.semseg import SEMSEG
 from jaxseg.weights.smp import SMP
@@ -30,7 +30,9 @@ from jaxseg.weights.vgg import from_torchvision, to_torchvision, vgg_names
 from jaxseg.weights.wrapped import WeightsMismatch, unwrapped
 
 __all__ = [
+    "Entry",
     "Loaded",
+    "entries_of",
     "from_published",
     "load_published",
     "load_weights",
@@ -135,10 +137,15 @@ def _entries(
     return entries
 
 
-def _to_flax(publisher: Publisher, array: np.ndarray) -> np.ndarray:
+def _axes(publisher: Publisher, ndim: int) -> tuple[int, ...]:
+    """The axes of a publisher's array in the order of ours."""
     if publisher is JAXSEG:
-        return array
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+        return tuple(range(ndim))
+    return (2, 3, 1, 0) if ndim == 4 else tuple(reversed(range(ndim)))
+
+
+def _to_flax(publisher: Publisher, array: np.ndarray) -> np.ndarray:
+    return array.transpose(_axes(publisher, array.ndim))
 
 
 def _to_torch(publisher: Publisher, array: np.ndarray) -> np.ndarray:
@@ -285,6 +292,26 @@ def from_published(
             f"{', '.join(other_classes)}, which are {start}"
         )
     return Loaded(traverse_util.unflatten_dict(flat), publisher, left_out)
+
+
+class Entry(NamedTuple):
+    """Where a file holds a variable: its name, and the axes of its array in the order of the variable's."""
+
+    name: str
+    axes: tuple[int, ...]
+
+
+def entries_of(
+    state: Mapping[str, np.ndarray], model: nn.Module, *, where: str = "the state_dict"
+) -> dict[Path, Entry]:
+    """The entry of a published state_dict that each variable of `model` loads from; its values are not looked at."""
+    given = {id(array): name for name, array in state.items()}
+    publisher, names, entries = _fit(state, model, _shapes(model), where)
+    return {
+        place: Entry(given[id(entries[name])], _axes(publisher, np.ndim(entries[name])))
+        for name, place in names.items()
+        if name in entries
+    }
 
 
 def load_published(path: str | pathlib.Path, model: nn.Module, variables: Mapping[str, Any] | None = None) -> Loaded:

@@ -1,0 +1,139 @@
+"""What a start of `jaxseg predict` has compiled, kept for the next with the entries of the file that it takes.
+
+JAX finds a compiled program by what a model traces to, and a trace takes a second. What lies here, in a folder beside
+JAX's, is found by a hash of all that the trace comes from: this package's sources, JAX with its settings, the device,
+the words of the command, names and shapes in the file. Like JAX's own cache it is code, and only as safe as its folder.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jaxlib
+import numpy as np
+from jax.experimental import serialize_executable
+from jaxtyping import Array, PyTree
+
+__all__ = ["Kept", "compiled_for", "find", "keep", "question"]
+
+MOST = 64  # programs that are kept; of more the oldest go
+
+
+class Kept(NamedTuple):
+    """The logits of images, as a compiled program with its weights, and what else was kept with it."""
+
+    logits: Callable[[Any], Array]
+    about: Mapping[str, Any]
+
+
+def _folder() -> pathlib.Path | None:
+    """Where programs are kept; None where JAX keeps none, or not in a folder."""
+    cache = jax.config.values["jax_compilation_cache_dir"]
+    if not cache or "://" in cache or not jax.config.values["jax_enable_compilation_cache"]:
+        return None
+    return pathlib.Path(cache) / "jaxseg"
+
+
+def _processor() -> str:
+    """What a program compiled for this processor may use."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith(("flags", "Features")):
+                return line
+    return f"{platform.machine()} {platform.processor()}"
+
+
+def question(asked: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> str:
+    """The name of what is kept for `asked` of a file with the arrays of `state`."""
+    root = pathlib.Path(__file__).parents[1]
+    hashed = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        hashed.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    device = jax.devices()[0]
+    versions = jax.__version__, jaxlib.__version__, importlib.metadata.version("flax"), device.client.platform_version
+    flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    machine = device.platform, device.device_kind, _processor(), flags
+    arrays = [(name, array.shape, str(array.dtype)) for name, array in state.items()]
+    hashed.update(repr((versions, machine, sorted(jax.config.values.items()))).encode())
+    hashed.update(repr((sorted(asked.items()), sorted(arrays))).encode())
+    return hashed.hexdigest()
+
+
+def find(name: str, state: Mapping[str, np.ndarray]) -> Kept | None:
+    """What is kept under that name, with the arrays of `state`; None where nothing is, or not the whole of it."""
+    folder = _folder()
+    try:
+        if folder is None:
+            return None
+        header, _, data = zlib.decompress((folder / name).read_bytes()).partition(b"\n")  # a checksum is in it
+        told = json.loads(header)
+        os.utime(folder / name)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:  # the one reads while the other copies
+            loading = pool.submit(_load, data, len(told["entries"]))
+            arrays = [
+                jax.device_put(np.ascontiguousarray(state[entry].transpose(axes), dtype))
+                for entry, axes, dtype in told["entries"]
+            ]
+            return Kept(functools.partial(loading.result(), arrays), told["about"])
+    except (OSError, zlib.error, jax.errors.JaxRuntimeError):
+        return None
+
+
+def _load(data: bytes, arrays: int) -> jax.stages.Compiled:
+    structure = jax.tree.structure((([0] * arrays, 0), {}))
+    device = jax.devices()[0]
+    return serialize_executable.deserialize_and_load(
+        data, structure, jax.tree.structure(0), device.client, execution_devices=[device]
+    )
+
+
+def compiled_for(
+    apply: Callable[[PyTree, Array], Array], variables: PyTree, images: Sequence[int]
+) -> jax.stages.Compiled:
+    """`apply`, of (variables, images), as a compiled program of (the variables' arrays, images of that shape)."""
+    leaves, structure = jax.tree.flatten(variables)
+
+    def logits(arrays: Sequence[Array], images: Array) -> Array:
+        return apply(jax.tree.unflatten(structure, arrays), images)
+
+    return jax.jit(logits).lower(leaves, jax.ShapeDtypeStruct(images, np.uint8)).compile()
+
+
+def keep(
+    name: str,
+    program: jax.stages.Compiled,
+    variables: PyTree,
+    entries: Mapping[tuple[str, ...], tuple[str, tuple[int, ...]]],
+    about: Mapping[str, Any],
+) -> None:
+    """Writes `compiled_for`'s program for the next start, if there is where to.
+
+    `entries` has of each variable's path the name in the file, and the axes there in the variable's order. `about` is
+    anything that JSON holds.
+    """
+    folder = _folder()
+    if folder is None:
+        return
+    named = [(tuple(key.key for key in path), x) for path, x in jax.tree.leaves_with_path(variables)]
+    data, _, _ = serialize_executable.serialize(program)
+    told = {
+        "entries": [(*entries[path], str(x.dtype)) for path, x in named],
+        "about": dict(about),
+    }
+    staged = folder / f"{name}.{os.getpid()}.tmp"
+    with contextlib.suppress(OSError):  # of a folder that cannot be written JAX warns, for its own programs
+        folder.mkdir(parents=True, exist_ok=True)
+        staged.write_bytes(zlib.compress(json.dumps(told).encode() + b"\n" + data, 1))
+        os.replace(staged, folder / name)
+        for old in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)[:-MOST]:
+            old.unlink()
