@@ -55,6 +55,14 @@ def throughput() -> str:
     return ratio_table(_read("throughput_cpu.json"))
 
 
+def start() -> str:
+    """A prediction of one photograph by the command line, from the word to the pictures."""
+    found = _read("start_cpu.json")
+    cells = (f"{found[kind][clock]:.1f}" for kind in ("cold", "warm") for clock in ("seconds", "processor_s"))
+    titles = ("model", "photograph", "cold, s", "processor, s", "warm, s", "processor, s")
+    return markdown(titles, [[f"`{found['model']}`", f"{found['size']}x{found['size']}", *cells]], left=2)
+
+
 def boundaries() -> str:
     """Regions and boundaries on BSDS500, at the data set's best level and at each image's."""
     found = _read("bsds500_val.json")
@@ -204,6 +212,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "camvid": camvid,
     "fine-tuning": finetuning,
     "throughput": throughput,
+    "start": start,
     "detection": detection,
     "detection-gpu": detection_on_a_gpu,
     "pennfudan": pennfudan,

@@ -106,3 +106,19 @@ def test_the_package_itself_imports_nothing_until_it_is_asked_for():
         " ".join(["True"] * 6),
         "jaxseg.metrics jaxseg.train",
     ]
+
+
+@pytest.mark.parametrize("package", ["data", "predict", "weights"])
+def test_a_package_hands_out_its_functions_whatever_modules_of_their_names_are_imported(package):
+    program = "import importlib, pathlib, types\n"
+    program += f"package = importlib.import_module('jaxseg.{package}')\n"
+    program += "for path in sorted(pathlib.Path(package.__file__).parent.glob('[a-z]*.py')):\n"
+    program += f"    importlib.import_module('jaxseg.{package}.' + path.stem)\n"
+    program += "found = {name: getattr(package, name) for name in package.__all__}\n"
+    program += "print(len(found), [name for name, x in found.items() if isinstance(x, types.ModuleType)])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT.parent, capture_output=True, text=True, check=True)
+    stub = ast.parse((ROOT / package / "__init__.pyi").read_text())
+    imported = [alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    (named,) = [node.value for node in stub.body if isinstance(node, ast.Assign)]
+    assert done.stdout.strip() == f"{len(imported)} []"
+    assert sorted(ast.literal_eval(named)) == sorted(imported)

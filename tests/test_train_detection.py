@@ -14,7 +14,7 @@ import jaxseg
 from jaxseg.backbones.fpn import FPN
 from jaxseg.backbones.resnet import resnet18
 from jaxseg.data import flip
-from jaxseg.data.shapes import draw, instance_boxes
+from jaxseg.data.scenes import draw, instance_boxes
 from jaxseg.losses.detection import box_losses, mask_errors, mask_loss, proposal_losses
 from jaxseg.metrics.detection import SCORE_BINS, average_precision, mask_iou, match_detections
 from jaxseg.models.mask_rcnn import MaskHead

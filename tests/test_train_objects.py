@@ -12,7 +12,7 @@ from test_train_detection import SAMPLING, batch, start, trainer
 
 from jaxseg import parallel
 from jaxseg.data import flip
-from jaxseg.data.shapes import draw
+from jaxseg.data.scenes import draw
 from jaxseg.train import first_stages, sgd_steps
 from jaxseg.train_detection import Sampling, detection
 

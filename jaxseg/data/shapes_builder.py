@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxseg.data import shapes_tfds
-from jaxseg.data.shapes import CLASS_NAMES, draw
+from jaxseg.data.scenes import CLASS_NAMES, draw
 
 __all__ = ["Shapes"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxseg.data.shapes import CLASS_NAMES, PALETTE, instance_boxes
+from jaxseg.data.scenes import CLASS_NAMES, PALETTE, instance_boxes
 from jaxseg.data.source import DataError, Example
 
 __all__ = ["ShapesObjects", "ShapesSource", "default_data_dir", "prepare_shapes", "shapes"]

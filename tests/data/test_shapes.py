@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxseg.data import DataError, ShapesObjects, check_data, prepare_shapes, shapes, train_batches
-from jaxseg.data.shapes import CLASS_NAMES, draw
+from jaxseg.data.scenes import CLASS_NAMES, draw
 from jaxseg.data.shapes_builder import Shapes
 from jaxseg.data.shapes_tfds import default_data_dir
 

@@ -10,7 +10,7 @@ import pytest
 from golden.named import fill
 from models.test_detectors import init_shapes, pictures, small
 
-from jaxseg.data.shapes import draw
+from jaxseg.data.scenes import draw
 from jaxseg.ops.boxes import BOX_WEIGHTS, Proposals, encode_boxes
 from jaxseg.ops.crops import warp_crops
 from jaxseg.ops.roi import roi_align, roi_pool
