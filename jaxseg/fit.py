@@ -153,7 +153,7 @@ def fit(
     checkpoint.require_writable(run.out)
     placement = over_mesh(make_mesh()) if placement is None else placement
     demand_divisible(run.batch, placement)
-    for name in ("batch", "checkpoint_every", "evaluate_every", "keep"):
+    for name in ("steps", "batch", "checkpoint_every", "evaluate_every", "keep"):
         if (value := getattr(run, name)) is not None and value < 1:
             raise ValueError(f"a run's {name} is at least 1, got {value}")
     config = {"steps": run.steps, "batch": run.batch, "seed": run.seed, **(config or {})}
