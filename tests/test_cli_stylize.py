@@ -159,6 +159,12 @@ def test_what_is_read_is_not_written_over(folder, capsys):
     assert (folder / "film" / "2.png").read_bytes() == before
 
 
+def test_an_output_that_cannot_be_written_is_said_before_weights_load(folder, capsys):
+    words = (folder / "photo.png", folder / "a.png", "--weights", folder / "nothing", "--out", folder / "b.png")
+    assert jaxseg_command("stylize", *words) == 2
+    assert "b.png is a file, not a folder; choose another output folder" in capsys.readouterr().err
+
+
 def test_weights_are_asked_for(folder, capsys):
     assert jaxseg_command("stylize", folder / "photo.png", folder / "a.png") == 2
     assert "no weights: add --weights" in capsys.readouterr().err

@@ -16,7 +16,7 @@ import tyro
 from jaxtyping import PyTree
 from PIL import Image
 
-from jaxseg.cli.arguments import Size, bar, placement_of
+from jaxseg.cli.arguments import Size, bar, demand_output, placement_of
 from jaxseg.cli.detect import class_names, detect_files, load_detector
 from jaxseg.cli.trained import load_trained
 from jaxseg.data import IGNORE, IMAGE_SUFFIXES, DataError, read_image
@@ -206,6 +206,7 @@ def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
     at the end, and make the exit code 1.
     """
     files = _image_files(config.paths, config.out)
+    demand_output(config.out)
     if config.model in DETECTORS and config.weights is not None and config.weights.is_file():
         return _detect(config, files, *load_detector(config.model, config.weights, config.classes))
     model, variables, size, palette = load_trained(config.model, config.weights, config.classes, config.size)

@@ -15,7 +15,7 @@ import tyro
 from jaxtyping import PyTree
 from PIL import Image
 
-from jaxseg.cli.arguments import bar
+from jaxseg.cli.arguments import bar, demand_output
 from jaxseg.data import IMAGE_SUFFIXES, DataError, read_image
 from jaxseg.models.adain_transfer import ENCODERS, LEAST, AdaINTransfer
 from jaxseg.ops.color import match_colors
@@ -171,6 +171,7 @@ def stylize_command(config: Annotated[Stylize, tyro.conf.arg(name="")]) -> int:
         written = config.out / f"{path.stem}.png"
         if written.resolve() in read:
             raise DataError(f"{written} would be written over; give another --out")
+    demand_output(config.out)
     styles = tuple(_image(path, config.size) for path in config.styles)
     model, variables = _model(config)
     run = stylizer(model, variables, preserve_color=config.preserve_color)
