@@ -16,7 +16,7 @@ from jaxseg.data.check import DataReport, check_data, median_frequency
 from jaxseg.data.coco import CocoSource, coco
 from jaxseg.data.copy_paste import copy_paste, paste_objects, scale_jitter
 from jaxseg.data.folder import FolderSource, folder, folder_splits
-from jaxseg.data.images import IMAGE_SUFFIXES, read_image, read_mask
+from jaxseg.data.images import IMAGE_SUFFIXES, count_frames, read_frames, read_image, read_mask
 from jaxseg.data.instances import InstanceFolder, instance_folder
 from jaxseg.data.objects import ObjectSource, PaddedObjects, object_masks, padded_objects
 from jaxseg.data.official import OfficialSource, ade20k, camvid, cityscapes, oxford_pets, voc
@@ -60,6 +60,7 @@ __all__ = [
     "coco",
     "color_jitter",
     "copy_paste",
+    "count_frames",
     "default_data_dir",
     "elastic",
     "eval_batches",
@@ -79,6 +80,7 @@ __all__ = [
     "paste_objects",
     "pictures",
     "prepare_shapes",
+    "read_frames",
     "read_image",
     "read_mask",
     "rotate",
