@@ -12,6 +12,7 @@ import numpy as np
 from models.test_detectors import filled
 from PIL import Image
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 from safetensors.numpy import save_file
 from test_cli import jaxseg_command
 
@@ -126,6 +127,22 @@ def test_the_masks_of_a_large_photograph_are_never_all_in_memory(tmp_path, monke
         voc_palette(3),
     )
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "17_detections.png")), drawn)
+
+
+def test_results_of_coco_s_files_are_read_by_pycocotools(tmp_path):
+    names = ("000000000139.jpg", "000000000285.jpg", "cat 7.jpg")
+    for name in names:
+        Image.new("RGB", (60, 40), (9, 90, 200)).save(tmp_path / name)
+    files = [(tmp_path / name, Path(Path(name).stem)) for name in names]
+    cli_detect.detect_files(Scattered(), {}, ("background", "a", "b"), files, tmp_path / "out", lambda *at: None)
+    read = [json.loads((tmp_path / "out" / f"{Path(n).stem}_detections.json").read_text()) for n in names]
+    assert [{row["image_id"] for row in rows} for rows in read] == [{139}, {285}, {"cat 7.jpg"}]
+    images = [{"id": i, "file_name": f"{i:012}.jpg", "height": 40, "width": 60} for i in (139, 285)]
+    truth = {"info": {}, "images": images, "categories": [{"id": k, "name": str(k)} for k in (1, 2)]}
+    (tmp_path / "truth.json").write_text(json.dumps(truth | {"annotations": []}))
+    listed = COCO(str(tmp_path / "truth.json")).loadRes(read[0] + read[1])
+    assert sorted({a["image_id"] for a in listed.anns.values()}) == [139, 285]
+    assert listed.annToMask(listed.anns[1]).shape == (40, 60)
 
 
 def test_what_is_no_detector_and_no_weights(tmp_path, capsys):

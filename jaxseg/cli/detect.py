@@ -69,6 +69,10 @@ class _RunLengths:
         return coco_mask.decode(self.rles[int(index)]).astype(bool)
 
 
+def _image_id(file: pathlib.Path) -> int | str:
+    return int(file.stem) if file.stem.isdecimal() else file.name
+
+
 def _coco_results(found: Any, image: int | str) -> list[dict[str, Any]]:
     rows = []
     for i in np.flatnonzero(np.asarray(found.valid)):
@@ -122,7 +126,9 @@ def detect_files(
     """Writes NAME_detections.png, NAME_detections.json and, with masks, NAME_instances.png; returns what was skipped.
 
     `files` are pairs of an image and its name under `out`, of which the detector sees `batch` at once. The figure and
-    the map show scores from `threshold`; `names` are those of the classes.
+    the map show scores from `threshold`; `names` are those of the classes. The JSON is COCO's list of results, as
+    `pycocotools.coco.COCO.loadRes` takes it, one or several put together: "image_id" is the number where the file's
+    name is nothing but digits, as COCO's 000000000139.jpg, and the name otherwise.
     """
     palette = voc_palette(model.num_classes)
     skipped: list[str] = []
@@ -138,7 +144,7 @@ def detect_files(
                 if found.masks is not None:
                     found = found.replace(masks=_RunLengths(found, (image.shape[0], image.shape[1])))
                 base.parent.mkdir(parents=True, exist_ok=True)
-                results = json.dumps(_coco_results(found, int(file.stem) if file.stem.isdecimal() else file.name))
+                results = json.dumps(_coco_results(found, _image_id(file)))
                 base.with_name(base.name + "_detections.json").write_text(results + "\n")
                 if found.masks is not None:
                     Image.fromarray(_instance_map(found, threshold)).save(base.with_name(base.name + "_instances.png"))
