@@ -21,6 +21,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from jaxseg.cli.arguments import demand_positive
 from jaxseg.clustering import graph, hierarchy, kmeans, segmentation_at, smallest_eigenpairs
 from jaxseg.clustering.contours import segmentation_strength
 from jaxseg.clustering.features import pixel_features
@@ -102,6 +103,8 @@ def evaluate(path: pathlib.Path, method: str, config: Config) -> tuple[ImageScor
 
 
 def main(config: Config) -> None:
+    counts = ("shrink", "step", "num_eigenvectors", "max_iterations")
+    demand_positive(**{name: getattr(config, name) for name in counts})
     paths = sorted((config.data / "images").glob("*.jpg"))[config.first :: config.step]
     if not paths:
         raise ValueError(f"bsds needs images/*.jpg and labels/<id>_<k>.png under --data, found none in {config.data}")

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import tyro
 
-from jaxseg.cli.arguments import Size
+from jaxseg.cli.arguments import Size, demand_positive
 from jaxseg.data import coco, copy_paste, flip, padded_objects, scale_jitter
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
 from jaxseg.pretrained import start_from
@@ -63,6 +63,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    demand_positive(steps=config.run.steps or None, max_instances=config.max_instances, pictures=config.pictures)
     train, val = (
         coco(
             config.data / f"{split}2017",

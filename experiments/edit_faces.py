@@ -29,6 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from face_classifier import Attributes, attributes_of, log_odds, train_classifier
 from faces import Opened, open_generator, reals
 
+from jaxseg.cli.arguments import demand_positive
 from jaxseg.control import edit, follow_gradient, linear_direction, orthogonal_to, project
 from jaxseg.data import pictures
 from jaxseg.features import perceptual_features
@@ -189,6 +190,8 @@ def projections(
 
 
 def main(config: Config) -> dict[str, Any]:
+    counts = ("samples", "rows", "projector_steps", "classifier_steps")
+    demand_positive(**{name: getattr(config, name) for name in counts})
     config.out.mkdir(parents=True, exist_ok=True)
     run = open_generator(config.run)
     if run.model.num_classes:

@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float
 
+from jaxseg.cli.arguments import demand_positive
 from jaxseg.data import PictureSource, flip, normalize, pictures
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
 from jaxseg.losses import cross_entropy
@@ -121,6 +122,7 @@ def train_classifier(source: PictureSource, out: pathlib.Path, *, steps: int = 6
 
 
 def main(config: Config) -> Trained:
+    demand_positive(resolution=config.resolution, steps=config.steps, batch=config.batch)
     source = pictures(config.data, config.resolution)
     trained = train_classifier(source, config.out, steps=config.steps, batch=config.batch)
     largest = np.bincount(source.classes).max() / len(source)

@@ -13,6 +13,7 @@ import numpy as np
 from face_classifier import train_classifier
 from PIL import Image
 
+from jaxseg.cli.arguments import demand_positive
 from jaxseg.data import DataError, PictureSource, pictures
 from jaxseg.fit import Run
 from jaxseg.grow import BATCHES, Stage, adam, grow, load_generator, schedule
@@ -137,6 +138,8 @@ def train_faces(
 
     The kinds are "progan" or "stylegan"; `fields` are the generator's.
     """
+    counts = ("checkpoint_every", "resolution", "base_features", "max_features", "samples")
+    demand_positive(batch=config.batch or None, **{name: getattr(config, name) for name in counts})
     loss = dataclasses.replace(loss, ema_half_life=config.ema_half_life)
     source_of = functools.cache(lambda size: pictures(config.data, size))
     source = source_of(config.resolution)

@@ -15,7 +15,7 @@ from typing import Any
 
 import tyro
 
-from jaxseg.cli.arguments import Size
+from jaxseg.cli.arguments import Size, demand_positive
 from jaxseg.data import flip, instance_folder, padded_objects, scale_jitter
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
 from jaxseg.report import finish_detection
@@ -62,6 +62,7 @@ def fields(config: Config) -> dict[str, Any]:
 
 
 def main(config: Config) -> None:
+    demand_positive(steps=config.run.steps, max_instances=config.max_instances, pictures=config.pictures)
     train, val = (instance_folder(config.data, split, class_name="nucleus") for split in ("train", "val"))
     run = config.run
     described = model_config(

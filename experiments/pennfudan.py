@@ -15,7 +15,7 @@ from typing import Any
 
 import tyro
 
-from jaxseg.cli.arguments import Size
+from jaxseg.cli.arguments import Size, demand_positive
 from jaxseg.data import flip, instance_folder, padded_objects, scale_jitter
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
 from jaxseg.pretrained import start_from
@@ -65,6 +65,7 @@ def fields(config: Config) -> dict[str, Any]:
 
 
 def main(config: Config) -> None:
+    demand_positive(steps=config.run.steps, pictures=config.pictures)
     train, test = (instance_folder(config.data, split, class_name="pedestrian") for split in ("train", "test"))
     run = config.run
     described = model_config(

@@ -17,6 +17,7 @@ import tyro
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from faces import Faces, train_faces
 
+from jaxseg.cli.arguments import demand_positive
 from jaxseg.train_adversarial import PROGAN_LOSS
 
 
@@ -27,6 +28,7 @@ class Config(Faces):
 
 
 def main(config: Config) -> dict:
+    demand_positive(latent_features=config.latent_features)
     return train_faces(config, "progan", "progan", PROGAN_LOSS, latent_features=config.latent_features)
 
 

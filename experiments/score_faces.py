@@ -24,6 +24,7 @@ import tyro
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from faces import drawn, generate, open_generator, reals, sampler
 
+from jaxseg.cli.arguments import demand_positive
 from jaxseg.data import pictures
 from jaxseg.features import inception_features, perceptual_distance, perceptual_features
 from jaxseg.metrics.generation import frechet_distance, inception_score, perceptual_path_length, precision_recall
@@ -93,6 +94,7 @@ def path_lengths(config: Config, run, measure) -> dict[str, float]:
 
 
 def main(config: Config) -> dict[str, Any]:
+    demand_positive(samples=config.samples, paths=config.paths)
     if config.lpips is not None and config.vgg is None:
         raise SystemExit("--lpips are weights of the channels of VGG-16: give --vgg too")
     # these say what is absent before anything is made

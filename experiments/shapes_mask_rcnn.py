@@ -11,6 +11,7 @@ import pathlib
 
 import tyro
 
+from jaxseg.cli.arguments import demand_positive
 from jaxseg.data import ShapesObjects, flip, shapes
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
 from jaxseg.report import finish_detection
@@ -48,6 +49,7 @@ FIELDS = {
 
 
 def main(config: Config) -> None:
+    demand_positive(steps=config.run.steps, pictures=config.pictures)
     train, test = shapes("train"), shapes("validation")
     run = config.run
     described = model_config("maskrcnn_small", train.num_classes, SIZE, train.class_names, train.palette, **FIELDS)

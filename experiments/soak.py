@@ -22,6 +22,7 @@ import numpy as np
 import tyro
 
 from jaxseg.checkpoint import restore_params
+from jaxseg.cli.arguments import demand_positive
 from jaxseg.runlog import read_records
 
 
@@ -99,6 +100,8 @@ def soak(command: Callable[[pathlib.Path], Sequence[str]], config: Config) -> di
 
 
 def main(config: Config) -> None:
+    demand_positive(**{name: getattr(config, name) for name in ("steps", "batch", "checkpoint_every")})
+
     def command(out: pathlib.Path) -> list[str]:
         words = ["--size", "64x64", "--steps", str(config.steps), "--batch", str(config.batch), "--out", str(out)]
         words += ["--checkpoint-every", str(config.checkpoint_every)]

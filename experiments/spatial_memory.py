@@ -20,6 +20,7 @@ import tyro
 
 from jaxseg import aot, parallel
 from jaxseg.bench import facts
+from jaxseg.cli.arguments import demand_positive
 from jaxseg.clustering import kmeans, ncut
 from jaxseg.programs import sized_model
 
@@ -79,6 +80,7 @@ def row(name: str, program: str, shares: tuple[int, int], size: int) -> dict[str
 
 
 def main(config: Config) -> None:
+    demand_positive(size=config.size, largest=config.largest)
     rows: list[dict[str, Any]] = []
     programs = [(name, "apply") for name in config.models] + [(name, "train") for name in config.train]
     programs += [(name, "cluster") for name in config.methods]

@@ -16,6 +16,7 @@ import tyro
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from style_transfer import save_grid
 
+from jaxseg.cli.arguments import demand_positive
 from jaxseg.data import PictureSource
 from jaxseg.models.adain_transfer import ENCODERS, AdaINTransfer
 from jaxseg.runs import load_variables
@@ -38,6 +39,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    demand_positive(size=config.size)
     variables, trained = load_variables(config.run)
     if trained.get("model") != "adain_transfer":
         raise SystemExit(f"{config.run} is a run of {trained.get('model')}, not of adain_transfer")

@@ -21,6 +21,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from jaxseg.cli.arguments import demand_positive
 from jaxseg.data import pictures
 from jaxseg.fit import Feed, Run, evaluation_feed, fit, training_feed
 from jaxseg.losses import OFFICIAL_WEIGHTS, PORT_WEIGHTS
@@ -83,6 +84,7 @@ def save_grid(path: pathlib.Path, model: AdaINTransfer, variables, contents, sty
 
 
 def main(config: Config) -> None:
+    demand_positive(steps=config.run.steps, batch=config.run.batch, size=config.size, crop=config.crop)
     if config.held_out % config.run.batch:  # a batch filled up would count what fills it
         raise SystemExit(f"--held-out is a multiple of the batch {config.run.batch}, got {config.held_out}")
     photographs, paintings = pictures(config.content, config.size), pictures(config.style, config.size)

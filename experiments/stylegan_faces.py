@@ -19,6 +19,7 @@ import tyro
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from faces import Faces, train_faces
 
+from jaxseg.cli.arguments import demand_positive
 from jaxseg.models.configurations import CONFIGURATIONS
 from jaxseg.train_adversarial import PROGAN_LOSS, STYLEGAN_LOSS
 
@@ -40,6 +41,8 @@ class Config(Faces):
 
 
 def main(config: Config) -> dict:
+    counts = ("w_features", "latent_features", "penalty_every")
+    demand_positive(**{name: getattr(config, name) for name in counts})
     row = CONFIGURATIONS[config.configuration]
     config = dataclasses.replace(config, start=row.start if config.start is None else config.start)
     gamma = 10 * (config.resolution / 1024) ** 2 if config.gamma is None else config.gamma

@@ -8,7 +8,6 @@ sharding, so a checkpoint whose bytes rotted is found on any topology, and the o
 import contextlib
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -26,7 +25,6 @@ __all__ = [
     "SaveFailed",
     "checksums",
     "open_checkpoints",
-    "require_writable",
     "restore",
     "restore_params",
     "save",
@@ -99,18 +97,6 @@ def open_checkpoints(directory: pathlib.Path, *, keep: int = 3) -> ocp.Checkpoin
         "meta": ocp.JsonCheckpointHandler(),
     }
     return ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options, item_handlers=handlers)
-
-
-def require_writable(folder: pathlib.Path) -> None:
-    """Raises OSError, before a run has cost anything, where `folder` cannot be made or written to; writes nothing."""
-    there = folder.absolute()
-    while not os.path.exists(there) and there != there.parent:  # nor seen, where one may not look
-        there = there.parent
-    if not there.is_dir():
-        raise NotADirectoryError(f"{folder}: {there} is a file, not a folder; choose another output folder")
-    effective = os.access in os.supports_effective_ids
-    if not os.access(there, os.W_OK | os.X_OK, effective_ids=effective):
-        raise PermissionError(f"{folder}: {there} cannot be written to; mend that, or choose another output folder")
 
 
 @contextlib.contextmanager

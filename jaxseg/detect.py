@@ -2,14 +2,14 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from jaxseg.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from jaxseg.data.objects import clean_boxes
@@ -17,8 +17,9 @@ from jaxseg.data.proposals import selective_search
 from jaxseg.ops.boxes import Proposals, clip_boxes
 from jaxseg.ops.masks import paste_masks
 
-__all__ = ["detect", "scaled_size"]
+__all__ = ["detect", "paste_each", "scaled_size"]
 
+PASTED = 2**28  # bytes of masks that are pasted at once
 ROUNDING = 1e-3  # by how much a float image may leave 0..1, as one does that was resampled
 
 
@@ -65,9 +66,60 @@ def _apply(
     return found.replace(boxes=clip_boxes(found.boxes * ratios[:, None], originals))
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _paste(masks: Array, boxes: Array, size: tuple[int, int]) -> Array:
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _paste(masks: Array, boxes: Array, start: int | Array, count: int, size: tuple[int, int]) -> Array:
+    masks, boxes = (jax.lax.dynamic_slice_in_dim(x, start, count) for x in (masks, boxes))
     return paste_masks(masks, boxes, size)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _place(whole: Array, part: Array, start: int | Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, part[:, : whole.shape[1], : whole.shape[2]], start, 0)
+
+
+def _pasted(masks: Any, boxes: Any, size: tuple[int, int]) -> Iterator[tuple[int, Array]]:
+    """The place of the first of some masks, and these on the image, on a canvas that may be larger; places overlap.
+
+    As many at once as `PASTED` bytes hold: of a photograph of 12 megapixels a hundred are 5 GB.
+    """
+    h, w = (-(-side // 128) * 128 for side in size)  # for few programs; where a mask lies does not depend on it
+    count = max(min(len(masks), PASTED // (4 * h * w)), 1)
+    for start in range(0, len(masks), count):
+        start = min(start, len(masks) - count)
+        yield start, _paste(masks, boxes, start, count, (h, w))
+
+
+def _all_pasted(masks: Array, boxes: Array, size: tuple[int, int]) -> Array:
+    """Masks `[k, h, w]` on the image, which exist once."""
+    whole = None
+    for start, part in _pasted(masks, boxes, size):
+        if len(part) == len(masks):
+            return part[:, : size[0], : size[1]]
+        whole = jnp.zeros((len(masks), *size)) if whole is None else whole
+        whole = jax.block_until_ready(_place(whole, part, start))  # or all parts would wait in memory
+    return jnp.zeros((0, *size)) if whole is None else whole
+
+
+def paste_each(
+    found: Any, size: tuple[int, int], indices: Sequence[int] | Int[np.ndarray, "n"] | None = None
+) -> Iterator[Float[np.ndarray, "h w"]]:
+    """The masks of `detect(..., paste=False)` on their image of `size` (h, w), one after the other; few exist at once.
+
+    Those at `indices`, by default all.
+    """
+    chosen = np.arange(len(found.masks)) if indices is None else np.asarray(indices, int)
+    if not len(chosen):
+        return
+    filled = np.resize(chosen, len(found.masks))  # as many as ever: one program
+    masks, boxes = (np.asarray(x)[filled] for x in (found.masks, found.boxes))
+    given = 0
+    for start, part in _pasted(masks, boxes, size):
+        pixels = np.asarray(part)
+        while start <= given < min(start + len(part), len(chosen)):
+            yield pixels[given - start, : size[0], : size[1]]
+            given += 1
+        if given == len(chosen):
+            return
 
 
 def _proposals(
@@ -126,13 +178,15 @@ def detect(
     max_size: int | None = None,
     canvas: tuple[int, int] | None = None,
     proposals: Sequence[Shaped[np.ndarray, "..."]] | None = None,
+    paste: bool = True,
 ) -> list[Any]:
     """The objects in `images` of any sizes, RGB uint8 or floats in 0..1: one `Detections` an image, in its pixels.
 
     As torchvision's detectors: each image is scaled (bilinear) until its short side is `min_size` or its long
     side `max_size`, by default the model's own; all go into one batch on a canvas of the largest, rounded up
     to 32. A `canvas` (h, w) given instead keeps the shapes of one program for batches of other sizes. The model
-    compiles once for each canvas and number of images. Masks `[k, h, w]` are probabilities on the image.
+    compiles once for each canvas and number of images. Masks `[k, h, w]` are probabilities on the image; of a large
+    photograph they are gigabytes, and with `paste=False` stay in the frames of their boxes, for `paste_each`.
 
     `proposals` are boxes XYXY `[k, 4]` of each image, in its pixels and cut to it, for a detector without its own
     (R-CNN, Fast R-CNN); by default `jaxseg.data.selective_search` finds them. Those without area are not looked at.
@@ -166,9 +220,7 @@ def detect(
     out = []
     for i, image in enumerate(arrays):
         one = jax.tree.map(lambda x, i=i: x[i], found)
-        if one.masks is not None:
-            h, w = image.shape[:2]  # a multiple of 128 for few programs; where a mask lies does not depend on it
-            pasted = _paste(one.masks, one.boxes, (-(-h // 128) * 128, -(-w // 128) * 128))
-            one = one.replace(masks=pasted[:, :h, :w])
+        if one.masks is not None and paste:
+            one = one.replace(masks=_all_pasted(one.masks, one.boxes, (image.shape[0], image.shape[1])))
         out.append(one)
     return out

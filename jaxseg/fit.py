@@ -18,7 +18,7 @@ from jaxseg.data.pipeline import batch_names, eval_batches, train_batches
 from jaxseg.data.source import DataError, Source
 from jaxseg.interruption import lost_process_is_said, stop_requests
 from jaxseg.parallel import Placement, make_mesh, over_mesh
-from jaxseg.runlog import RunLog
+from jaxseg.runlog import RunLog, require_writable
 from jaxseg.train import TrainFns
 
 __all__ = [
@@ -150,10 +150,10 @@ def fit(
     `checkpoint.ConfigMismatch`, `checkpoint.SaveFailed` where the disk is full, and DataError, after a save, where a
     file can no longer be read.
     """
-    checkpoint.require_writable(run.out)
+    require_writable(run.out)
     placement = over_mesh(make_mesh()) if placement is None else placement
     demand_divisible(run.batch, placement)
-    for name in ("batch", "checkpoint_every", "evaluate_every", "keep"):
+    for name in ("steps", "batch", "checkpoint_every", "evaluate_every", "keep"):
         if (value := getattr(run, name)) is not None and value < 1:
             raise ValueError(f"a run's {name} is at least 1, got {value}")
     config = {"steps": run.steps, "batch": run.batch, "seed": run.seed, **(config or {})}

@@ -1,4 +1,4 @@
-"""What a run says: a line a step in the terminal, `metrics.jsonl`, and TensorBoard events."""
+"""What a run says, a line a step in the terminal, `metrics.jsonl` and TensorBoard events, and whether it can."""
 
 import contextlib
 import json
@@ -10,7 +10,19 @@ from typing import Any
 
 import jax
 
-__all__ = ["RunLog", "read_records"]
+__all__ = ["RunLog", "read_records", "require_writable"]
+
+
+def require_writable(folder: pathlib.Path) -> None:
+    """Raises OSError, before a run has cost anything, where `folder` cannot be made or written to; writes nothing."""
+    there = folder.absolute()
+    while not os.path.exists(there) and there != there.parent:  # nor seen, where one may not look
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(f"{folder}: {there} is a file, not a folder; choose another output folder")
+    effective = os.access in os.supports_effective_ids
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=effective):
+        raise PermissionError(f"{folder}: {there} cannot be written to; mend that, or choose another output folder")
 
 
 def read_records(path: pathlib.Path) -> Iterator[dict[str, Any]]:

@@ -359,6 +359,36 @@ def test_mistakes_name_the_nearest_right_thing_and_write_nothing(words, says, tm
     assert [p.name for p in tmp_path.iterdir()] == ["pyproject.toml"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("predict", "RUN", "PHOTO", "--out", "FILE"),
+        ("predict", "RUN", "PHOTO", "--out", "FILE/below"),
+        ("predict", "maskrcnn_resnet50_fpn", "PHOTO", "--weights", "FILE", "--out", "FILE"),
+        ("cluster", "PHOTO", "--out", "FILE/below"),
+        ("convert", "unet_small", "RUN", "--out", "FILE"),
+        ("convert", "unet_small", "FILE", "--out", "FILE"),
+        ("evaluate", "RUN", "--data", "nowhere", "--out", "FILE/scores.json"),
+        ("evaluate", "RUN", "--data", "nowhere", "--out", "FOLDER"),
+        ("bench", "unet_small", "--out", "FOLDER"),
+        ("compile", "unet_small", "--out", "FOLDER"),
+        ("export", "RUN", "--out", "FOLDER"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_said_before_weights_load(words, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)  # to read it is another error
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    places = {"RUN": "run", "PHOTO": "photo.png", "FILE": "file", "FOLDER": "run"}
+    for name, place in places.items():
+        words = tuple(word.replace(name, place) for word in words)
+    assert jaxseg_command(*words) == 2
+    said = capsys.readouterr().err
+    assert "choose another output folder" in said or "is a folder; name a file in it" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "photo.png", "run"]
+
+
 def test_bad_data_is_one_error_before_training(photos, tmp_path, capsys):
     bad = shutil.copytree(photos, tmp_path / "bad")
     (bad / "train" / "labels" / "photo1.png").unlink()

@@ -12,6 +12,7 @@ import numpy as np
 from models.test_detectors import filled
 from PIL import Image
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 from safetensors.numpy import save_file
 from test_cli import jaxseg_command
 
@@ -21,7 +22,9 @@ from jaxseg.cli import evaluate
 from jaxseg.cli.detect import COCO_NAMES, class_names
 from jaxseg.data import voc_palette
 from jaxseg.models.output import Detections
+from jaxseg.predict import detect
 from jaxseg.runs import model_config
+from jaxseg.visualize import draw_detections
 from jaxseg.weights import save_model, to_published
 
 sys.path.append(str(Path(__file__).parent / "data"))
@@ -62,6 +65,84 @@ def test_predict_writes_figure_json_and_instances(tmp_path, monkeypatch, capsys)
     if results[0]["score"] >= 0.5:  # the best is on top
         np.testing.assert_array_equal(ids == 1, coco_mask.decode(results[0]["segmentation"]) > 0)
     assert Image.open(tmp_path / "out" / "photo_detections.png").size == (4 * 96, 4 * 120)
+
+
+class Scattered(nn.Module):
+    """A detector that finds what it likes, of which some places are not filled."""
+
+    min_size: int = 64
+    max_size: int = 96
+    num_classes: int = 3
+
+    def detect_boxes(self):
+        """What detectors are known by."""
+
+    propose = detect_boxes
+
+    def __call__(self, images, sizes, *, train):
+        rng = np.random.default_rng(0)
+        n, k = len(images), 30
+        boxes = np.sort(rng.random((n, k, 2, 2)) * 64, 2).reshape(n, k, 4).astype(np.float32)
+        scores = np.tile(np.linspace(1, 0.2, k, dtype=np.float32), (n, 1))
+        valid = np.arange(k) % 5 != 3
+        masks = rng.random((n, k, 8, 8), np.float32)
+        arrays = boxes, scores, rng.integers(1, 3, (n, k)), masks, np.tile(valid, (n, 1))
+        return Detections(*map(jnp.asarray, arrays))
+
+
+def test_the_masks_of_a_large_photograph_are_never_all_in_memory(tmp_path, monkeypatch):
+    model, size = Scattered(), (256, 384)
+    Image.new("RGB", size[::-1], (9, 90, 200)).save(tmp_path / "17.png")
+    (found,) = detect(model, {}, [np.asarray(Image.open(tmp_path / "17.png"))])
+    masks, scores, valid = (np.array(x) for x in (found.masks, found.scores, found.valid))
+    boxes, classes = np.array(found.boxes), np.array(found.classes)
+    del found
+    alive = []
+    whole, to_rle = 4 * masks[0].size, cli_detect.mask_to_rle
+
+    def watched(mask):
+        pasted = [a for a in jax.live_arrays() if a.ndim == 3 and a.shape[1:] == size and a.dtype == jnp.float32]
+        alive.append(sum(a.nbytes for a in pasted) / whole)
+        return to_rle(mask)
+
+    monkeypatch.setattr(cli_detect, "mask_to_rle", watched)
+    monkeypatch.setattr("jaxseg.detect.PASTED", 4 * whole, raising=False)
+    files = [(tmp_path / "17.png", Path("17"))]
+    cli_detect.detect_files(model, {}, ("background", "a", "b"), files, tmp_path, lambda *at: None)
+    assert max(alive) <= 8  # the four that are pasted, and the four before
+    rows = json.loads((tmp_path / "17_detections.json").read_text())
+    assert len(rows) == len(alive) == valid.sum() == 24
+    ids = np.zeros(size, int)
+    for row, i in zip(rows, np.flatnonzero(valid), strict=True):
+        assert row["category_id"] == classes[i]
+        np.testing.assert_allclose(row["bbox"][:2], boxes[i, :2], atol=1e-3)
+        np.testing.assert_array_equal(coco_mask.decode(row["segmentation"]), masks[i] > 0.5)
+    for i in reversed(np.flatnonzero(valid & (scores >= 0.5))):
+        ids[masks[i] > 0.5] = i + 1
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "17_instances.png")), ids)
+    drawn = draw_detections(
+        np.asarray(Image.open(tmp_path / "17.png")),
+        Detections(boxes, scores, classes, masks, valid),
+        ("background", "a", "b"),
+        voc_palette(3),
+    )
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "17_detections.png")), drawn)
+
+
+def test_results_of_coco_s_files_are_read_by_pycocotools(tmp_path):
+    names = ("000000000139.jpg", "000000000285.jpg", "cat 7.jpg")
+    for name in names:
+        Image.new("RGB", (60, 40), (9, 90, 200)).save(tmp_path / name)
+    files = [(tmp_path / name, Path(Path(name).stem)) for name in names]
+    cli_detect.detect_files(Scattered(), {}, ("background", "a", "b"), files, tmp_path / "out", lambda *at: None)
+    read = [json.loads((tmp_path / "out" / f"{Path(n).stem}_detections.json").read_text()) for n in names]
+    assert [{row["image_id"] for row in rows} for rows in read] == [{139}, {285}, {"cat 7.jpg"}]
+    images = [{"id": i, "file_name": f"{i:012}.jpg", "height": 40, "width": 60} for i in (139, 285)]
+    truth = {"info": {}, "images": images, "categories": [{"id": k, "name": str(k)} for k in (1, 2)]}
+    (tmp_path / "truth.json").write_text(json.dumps(truth | {"annotations": []}))
+    listed = COCO(str(tmp_path / "truth.json")).loadRes(read[0] + read[1])
+    assert sorted({a["image_id"] for a in listed.anns.values()}) == [139, 285]
+    assert listed.annToMask(listed.anns[1]).shape == (40, 60)
 
 
 def test_what_is_no_detector_and_no_weights(tmp_path, capsys):

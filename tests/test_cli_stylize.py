@@ -99,6 +99,57 @@ def test_two_frames_that_would_be_one_file_are_named(folder, tmp_path, capsys):
     assert "a.png would both be written as a.png; rename one" in said
 
 
+def animation(path, count=3):
+    frames = [Image.new("RGB", (24, 16), (25 * i, 20, 250 - 25 * i)) for i in range(count)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=40)
+    return frames
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_an_animation_is_a_film(folder, tmp_path, capsys, suffix):
+    frames = animation(tmp_path / f"film.{suffix}")
+    words = ("--alpha", 0, "--out", tmp_path / "out")
+    assert command(folder, *words, content=tmp_path / f"film.{suffix}") == 0
+    assert "wrote 3 images" in capsys.readouterr().out
+    for i, frame in enumerate(frames, 1):  # each is what the frame alone would be
+        frame.save(tmp_path / "alone.png")
+        assert command(folder, "--alpha", 0, "--out", tmp_path / "still", content=tmp_path / "alone.png") == 0
+        ours, alone = (np.asarray(Image.open(tmp_path / n), int) for n in (f"out/film_{i}.png", "still/alone.png"))
+        assert np.abs(ours - alone).max() <= (0 if suffix == "png" else 8)
+    assert command(folder, *words, styles=("a.png", tmp_path / f"film.{suffix}")) == 2
+    assert f"film.{suffix} is an animation of 3 frames, and a style is one picture" in capsys.readouterr().err
+
+
+def test_animations_lie_in_folders_too(folder, tmp_path, capsys):
+    animation(tmp_path / "clip.gif", 10)
+    Image.new("RGB", (24, 16)).save(tmp_path / "still.gif")
+    assert command(folder, "--out", tmp_path / "out", content=tmp_path) == 0
+    written = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert written == [*(f"clip_{i:02}.png" for i in range(1, 11)), "still.png"]
+    Image.new("RGB", (24, 16)).save(tmp_path / "clip_03.jpg")
+    assert command(folder, "--out", tmp_path / "out", content=tmp_path) == 2
+    assert "clip.gif and" in (said := capsys.readouterr().err)
+    assert "clip_03.jpg would both be written as clip_03.png; rename one" in said
+    (tmp_path / "clip_03.jpg").unlink()
+    assert command(folder, "--out", tmp_path, styles=(tmp_path / "still.gif",), content=tmp_path / "clip.gif") == 0
+    assert command(folder, "--out", tmp_path, styles=(tmp_path / "clip_01.png",), content=tmp_path / "clip.gif") == 2
+    assert "clip_01.png would be written over" in capsys.readouterr().err
+
+
+def test_a_mask_of_another_shape_is_refused(folder, tmp_path, capsys):
+    two = ("a.png", "b.png")  # the photograph is 21x30
+    for size in ((21, 30), (210, 300), (7, 10), (14, 20), (5, 7), (100, 143)):
+        Image.new("L", size[::-1], 255).save(tmp_path / "mask.png")
+        assert command(folder, "--masks", tmp_path / "mask.png", tmp_path / "mask.png", styles=two) == 0
+    for size in ((30, 21), (21, 33), (200, 320), (64, 64)):
+        Image.new("L", size[::-1], 255).save(tmp_path / "mask.png")
+        masks = ("--masks", folder / "left.png", tmp_path / "mask.png")
+        assert command(folder, *masks, "--encoder", "none", styles=two) == 2  # before weights load
+        said = capsys.readouterr().err
+        assert f"mask.png is {size[0]}x{size[1]} and" in said
+        assert "photo.png 21x30 (height x width): a mask of another shape would be stretched; crop or pad it" in said
+
+
 def test_the_folder_that_save_model_wrote(folder, tmp_path, capsys):
     variables, _ = load_variables(folder / "run")
     jaxseg.save_model(tmp_path / "saved", variables, "adain_transfer", None, vgg="narrow")
@@ -157,6 +208,12 @@ def test_what_is_read_is_not_written_over(folder, capsys):
     assert command(folder, "--out", folder, content="film/1.png", styles=("a.png",)) == 0  # no input is 1.png there
     assert command(folder, "--out", folder, content="photo.png") == 2
     assert (folder / "film" / "2.png").read_bytes() == before
+
+
+def test_an_output_that_cannot_be_written_is_said_before_weights_load(folder, capsys):
+    words = (folder / "photo.png", folder / "a.png", "--weights", folder / "nothing", "--out", folder / "b.png")
+    assert jaxseg_command("stylize", *words) == 2
+    assert "b.png is a file, not a folder; choose another output folder" in capsys.readouterr().err
 
 
 def test_weights_are_asked_for(folder, capsys):

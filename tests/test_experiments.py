@@ -255,6 +255,42 @@ def test_what_a_configuration_would_ignore_is_said(tmp_path):
         stylegan.main(stylegan.Config(tmp_path, out=tmp_path / "out", configuration="B", w_features=64))
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("style_transfer", "batch", 0),
+        ("style_transfer", "crop", -1),
+        ("style_grid", "size", 0),
+        ("bsds", "shrink", 0),
+        ("bsds", "step", 0),
+        ("coco", "pictures", 0),
+        ("coco", "steps", -1),
+        ("nuclei", "max_instances", 0),
+        ("pennfudan", "pictures", -2),
+        ("shapes_mask_rcnn", "steps", 0),
+        ("soak", "checkpoint_every", 0),
+        ("spatial_memory", "size", 0),
+        ("edit_faces", "projector_steps", 0),
+        ("score_faces", "paths", 0),
+        ("face_classifier", "batch", 0),
+        ("progan_faces", "resolution", 0),
+        ("stylegan_faces", "penalty_every", 0),
+    ],
+)
+def test_a_number_below_one_is_said_before_anything_is_read(name, option, value, tmp_path):
+    experiment = load(name)
+    missing = tmp_path / "none"
+    fields = dataclasses.fields(experiment.Config)
+    given = {f.name: missing for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    if "run" in (names := {f.name for f in fields}) and "run" not in given:
+        given["run"] = Run(**{"steps": 2, option: value} if option in ("steps", "batch") else {"steps": 2})
+    if option in names:
+        given[option] = value
+    with pytest.raises(ValueError, match=rf"^--{option.replace('_', '-')} is at least 1, got {value}$"):
+        experiment.main(experiment.Config(**given))
+    assert not missing.exists()
+
+
 @pytest.mark.slow
 def test_faces_grow_with_labels_and_without(tmp_path):
     classes = ("a", "b")

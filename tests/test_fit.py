@@ -250,9 +250,10 @@ def test_every_step_is_watched(tmp_path):
     assert seen == [{"loss": float(i)} for i in range(3)]
 
 
-def test_a_checkpoint_every_no_step_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="a run's checkpoint_every is at least 1, got 0"):
-        tiny_run.run(tmp_path / "run", checkpoint_every=0, placement=one_device())
+@pytest.mark.parametrize("name", ["checkpoint_every", "steps"])
+def test_a_checkpoint_every_no_step_and_no_step_at_all_are_refused(name, tmp_path):
+    with pytest.raises(ValueError, match=f"a run's {name} is at least 1, got 0"):
+        tiny_run.run(tmp_path / "run", **{name: 0}, placement=one_device())
     assert not (tmp_path / "run").exists()
 
 

@@ -17,12 +17,14 @@ from jaxseg import parallel
 from jaxseg.cli import mistakes
 from jaxseg.data import DataError, FolderSource, ShapesSource, check_data, folder, folder_splits, shapes
 from jaxseg.data.check import DataReport
+from jaxseg.runlog import require_writable
 
 __all__ = [
     "Size",
     "bar",
     "checked",
     "class_share",
+    "demand_output",
     "demand_positive",
     "demand_shared",
     "describe",
@@ -131,6 +133,17 @@ def placement_of(kind: str, shard: str) -> parallel.Placement:
             raise ValueError("--shard belongs to --parallel jit; pmap is data-parallel over all devices")
         return parallel.over_pmap()
     return parallel.over_mesh(parallel.make_mesh(**mesh_axes(shard)))
+
+
+def demand_output(out: pathlib.Path, *, file: bool = False) -> None:
+    """Raises OSError where `--out`, a folder or a `file`, cannot be written to, before anything is loaded."""
+    if not file:
+        return require_writable(out)
+    require_writable(out.parent)
+    if out.is_dir():
+        raise IsADirectoryError(f"--out {out} is a folder; name a file in it")
+    if out.exists() and not os.access(out, os.W_OK):
+        raise PermissionError(f"--out {out} cannot be written over; mend that, or name another file")
 
 
 def demand_positive(**options: int | None) -> None:

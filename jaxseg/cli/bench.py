@@ -14,8 +14,7 @@ import tyro
 
 from jaxseg import bench
 from jaxseg.bench.measure import Peers, Task, threads_of
-from jaxseg.checkpoint import require_writable
-from jaxseg.cli.arguments import Size, demand_positive, nearest_model
+from jaxseg.cli.arguments import Size, demand_output, demand_positive, nearest_model
 from jaxseg.models import MODELS
 
 __all__ = ["Bench", "bench_command"]
@@ -165,7 +164,7 @@ def bench_command(config: Annotated[Bench, tyro.conf.arg(name="")]) -> int:
             kernels = ", ".join(bench.KERNELS)
             raise ValueError(f'no model "{name}"; did you mean "{nearest_model(name)}"? Kernels are {kernels}')
     if config.out is not None:
-        require_writable(config.out.parent)
+        demand_output(config.out, file=True)
     fields = [f.name for f in dataclasses.fields(bench.Setting)]
     setting = bench.Setting(**{name: getattr(config, name) for name in fields})
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from jaxseg.cli.arguments import demand_output
 from jaxseg.clustering.figure import ClusterConfig, cluster_image
 
 __all__ = ["Cluster", "cluster_command"]
@@ -34,6 +35,7 @@ def cluster_command(config: Annotated[Cluster, tyro.conf.arg(name="")]) -> int:
         if path.stem in stems:
             raise ValueError(f"{stems[path.stem]} and {path} would both write {path.stem}_{config.method}_labels.png")
         stems[path.stem] = path
+    demand_output(config.out)
     for path in config.paths:
         files = cluster_image(path, config.out, config.method, config.options)
         print(f"{path}: wrote {', '.join(str(f) for f in files.values())}")

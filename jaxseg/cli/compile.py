@@ -21,8 +21,7 @@ from rich.table import Table
 
 from jaxseg import aot, parallel
 from jaxseg.bench.tables import markdown
-from jaxseg.checkpoint import require_writable
-from jaxseg.cli.arguments import Size, demand_positive, demand_shared, mesh_axes, nearest_model
+from jaxseg.cli.arguments import Size, demand_output, demand_positive, demand_shared, mesh_axes, nearest_model
 from jaxseg.models import MODELS
 from jaxseg.programs import is_trained_alone, sized_model
 
@@ -292,7 +291,7 @@ def compile_command(config: Annotated[Compile, tyro.conf.arg(name="")]) -> int:
     if config.out is not None:
         if config.out.suffix == ".md":
             raise ValueError(f"--out {config.out} is the file of figures, such as {config.out.with_suffix('.json')}")
-        require_writable(config.out.parent)
+        demand_output(config.out, file=True)
     _kept(config.out)  # before a program is compiled that could not be kept
     programs = [what for what in ("train", "apply") if getattr(config, what)] or ["train"]
     failed = []

@@ -8,7 +8,7 @@ from typing import Annotated
 import jax
 import tyro
 
-from jaxseg.cli.arguments import demand_positive, nearest_model
+from jaxseg.cli.arguments import demand_output, demand_positive, nearest_model
 from jaxseg.cli.trained import demand_classes
 from jaxseg.models import MODELS
 from jaxseg.runs import has_grown, load_described
@@ -50,6 +50,7 @@ def convert_command(config: Annotated[Convert, tyro.conf.arg(name="")]) -> int:
         raise ValueError(
             f'no model "{config.model}"; did you mean "{nearest_model(config.model)}"? `jaxseg models` lists all'
         )
+    demand_output(config.out)
     if (config.weights / "checkpoints").is_dir() or has_grown(config.weights):
         return _convert_run(config)
     demand_positive(classes=config.classes)

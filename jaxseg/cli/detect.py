@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 from PIL import Image
 
 from jaxseg.cli.trained import demand_classes
 from jaxseg.data import read_image, voc_palette
 from jaxseg.data.source import DataError
+from jaxseg.detect import detect, paste_each
 from jaxseg.metrics.coco import mask_to_rle
 from jaxseg.models import create_model
-from jaxseg.predict import detect
 from jaxseg.visualize import draw_detections
 from jaxseg.weights import from_published, read_weights
 from jaxseg.weights.folder import read_json
@@ -51,6 +52,27 @@ def load_detector(name: str, weights: pathlib.Path, classes: int | None = None) 
     return model, from_published(state, model, where=str(weights)).variables
 
 
+class _RunLengths:
+    """The masks of `detect(..., paste=False)` on an image of `size` (h, w), cut at 0.5.
+
+    `masks[i]` is decoded when it is asked for: of a large photograph all of them would be gigabytes.
+    """
+
+    def __init__(self, found: Any, size: tuple[int, int]):
+        there = np.flatnonzero(np.asarray(found.valid)).tolist()
+        self.size = size
+        self.rles = {i: mask_to_rle(mask > 0.5) for i, mask in zip(there, paste_each(found, size, there), strict=True)}
+
+    def __getitem__(self, index: int | np.integer) -> Bool[np.ndarray, "h w"]:
+        from pycocotools import mask as coco_mask
+
+        return coco_mask.decode(self.rles[int(index)]).astype(bool)
+
+
+def _image_id(file: pathlib.Path) -> int | str:
+    return int(file.stem) if file.stem.isdecimal() else file.name
+
+
 def _coco_results(found: Any, image: int | str) -> list[dict[str, Any]]:
     rows = []
     for i in np.flatnonzero(np.asarray(found.valid)):
@@ -62,16 +84,16 @@ def _coco_results(found: Any, image: int | str) -> list[dict[str, Any]]:
             "score": float(found.scores[i]),
         }
         if found.masks is not None:
-            row["segmentation"] = mask_to_rle(np.asarray(found.masks[i]) > 0.5)
+            row["segmentation"] = found.masks.rles[i]
         rows.append(row)
     return rows
 
 
 def _instance_map(found: Any, threshold: float) -> np.ndarray:
     """uint16 `[h, w]`: 1 for the best object, and so on; the better ones hide the others."""
-    ids = np.zeros(found.masks.shape[1:], np.uint16)
+    ids = np.zeros(found.masks.size, np.uint16)
     for i in reversed(np.flatnonzero(np.asarray(found.valid) & (np.asarray(found.scores) >= threshold))):
-        ids[np.asarray(found.masks[i]) > 0.5] = i + 1
+        ids[found.masks[i]] = i + 1
     return ids
 
 
@@ -104,7 +126,9 @@ def detect_files(
     """Writes NAME_detections.png, NAME_detections.json and, with masks, NAME_instances.png; returns what was skipped.
 
     `files` are pairs of an image and its name under `out`, of which the detector sees `batch` at once. The figure and
-    the map show scores from `threshold`; `names` are those of the classes.
+    the map show scores from `threshold`; `names` are those of the classes. The JSON is COCO's list of results, as
+    `pycocotools.coco.COCO.loadRes` takes it, one or several put together: "image_id" is the number where the file's
+    name is nothing but digits, as COCO's 000000000139.jpg, and the name otherwise.
     """
     palette = voc_palette(model.num_classes)
     skipped: list[str] = []
@@ -115,9 +139,12 @@ def detect_files(
         except DataError as error:
             skipped.append(str(error))
         if group and (len(group) == batch or done == len(files)):
-            for (file, base, image), found in zip(group, detect(model, variables, [g[2] for g in group]), strict=True):
+            together = detect(model, variables, [g[2] for g in group], paste=False)
+            for (file, base, image), found in zip(group, together, strict=True):
+                if found.masks is not None:
+                    found = found.replace(masks=_RunLengths(found, (image.shape[0], image.shape[1])))
                 base.parent.mkdir(parents=True, exist_ok=True)
-                results = json.dumps(_coco_results(found, int(file.stem) if file.stem.isdecimal() else file.name))
+                results = json.dumps(_coco_results(found, _image_id(file)))
                 base.with_name(base.name + "_detections.json").write_text(results + "\n")
                 if found.masks is not None:
                     Image.fromarray(_instance_map(found, threshold)).save(base.with_name(base.name + "_instances.png"))

@@ -13,7 +13,16 @@ import tyro
 from jaxtyping import PyTree
 
 from jaxseg import parallel
-from jaxseg.cli.arguments import bar, checked, demand_positive, describe, evaluation_split, open_split, placement_of
+from jaxseg.cli.arguments import (
+    bar,
+    checked,
+    demand_output,
+    demand_positive,
+    describe,
+    evaluation_split,
+    open_split,
+    placement_of,
+)
 from jaxseg.data import DataError, ObjectSource, ShapesObjects, coco, instance_folder, shapes
 from jaxseg.fit import evaluate_batches, evaluation_feed
 from jaxseg.losses import cross_entropy
@@ -60,6 +69,7 @@ def _write(config: Evaluate, split: str, scores: Mapping[str, float]) -> None:
     out = config.out or config.run / f"evaluation-{split}.json"
     finite = {k: v if np.isfinite(v) else None for k, v in scores.items()}
     if jax.process_index() == 0:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(finite, indent=1) + "\n")
         print(f"wrote {out}")
 
@@ -98,6 +108,10 @@ def _evaluate_objects(config: Evaluate, model: Any, variables: PyTree, trained: 
 
 def evaluate_command(config: Annotated[Evaluate, tyro.conf.arg(name="")]) -> int:
     """Score a run on a data set."""
+    if config.out is not None:
+        demand_output(config.out, file=True)
+    elif config.run.is_dir():
+        demand_output(config.run)
     model, variables, trained = load_described(config.run)
     if hasattr(model, "detect_boxes"):
         return _evaluate_objects(config, model, variables, trained)

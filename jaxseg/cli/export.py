@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import tyro
 
-from jaxseg.checkpoint import require_writable
-from jaxseg.cli.arguments import Size, demand_positive
+from jaxseg.cli.arguments import Size, demand_output, demand_positive
 from jaxseg.cli.detect import load_detector
 from jaxseg.cli.trained import load_trained
 from jaxseg.export import PLATFORMS, export_onnx, export_stablehlo, forward, run_artifact
@@ -116,9 +115,7 @@ def _checked(path: pathlib.Path, model: Any, variables: Any, n: int, size: tuple
 def export_command(config: Annotated[Export, tyro.conf.arg(name="")]) -> int:
     """Export a model with its weights, and check what was written."""
     demand_positive(batch=config.batch)
-    require_writable(config.out.parent)
-    if config.out.is_dir():
-        raise IsADirectoryError(f"--out {config.out} is a folder; name a file in it")
+    demand_output(config.out, file=True)
     onnx = config.out.suffix == ".onnx"
     if onnx and config.platforms != PLATFORMS:
         raise ValueError("--platforms are of StableHLO; an ONNX file has none")

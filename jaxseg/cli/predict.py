@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from PIL import Image
 
 from jaxseg.cli import kept
-from jaxseg.cli.arguments import Size, bar
+from jaxseg.cli.arguments import Size, bar, demand_output
 from jaxseg.data import IGNORE, IMAGE_SUFFIXES, DataError, read_image
 from jaxseg.predict.canvas import canvas_predictor
 from jaxseg.visualize import overlay, palette_image
@@ -213,6 +213,7 @@ def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
     if config.batch < 1:
         raise ValueError(f"--batch is at least 1, got {config.batch}")
     files = _image_files(config.paths, config.out)
+    demand_output(config.out)
     question = _question(config, len(files))
     segmenter = _kept(question, min(config.batch, len(files))) if question is not None else None
     if segmenter is not None:

@@ -1,4 +1,4 @@
-"""`jaxseg stylize`: photographs, and films as folders of frames, in the style of paintings."""
+"""`jaxseg stylize`: photographs, and films as folders of frames or animations, in the style of paintings."""
 
 import dataclasses
 import functools
@@ -15,8 +15,8 @@ import tyro
 from jaxtyping import PyTree
 from PIL import Image
 
-from jaxseg.cli.arguments import bar
-from jaxseg.data import IMAGE_SUFFIXES, DataError, read_image
+from jaxseg.cli.arguments import bar, demand_output
+from jaxseg.data import IMAGE_SUFFIXES, DataError, count_frames, read_frames, read_image
 from jaxseg.models.adain_transfer import ENCODERS, LEAST, AdaINTransfer
 from jaxseg.ops.color import match_colors
 from jaxseg.runs import load_variables
@@ -25,13 +25,15 @@ from jaxseg.weights.folder import description
 
 __all__ = ["Stylize", "stylize_command", "stylizer"]
 
+SUFFIXES = IMAGE_SUFFIXES | {".gif"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Stylize:
     """Style transfer by AdaIN. Encoder, AdaIN and decoder are one compiled program for each pair of sizes."""
 
     content: tyro.conf.Positional[pathlib.Path]
-    """A photograph, or a folder of them: the frames of a film."""
+    """A photograph, an animated GIF, WebP or PNG, or a folder of them: the frames of a film."""
     styles: tyro.conf.Positional[tuple[pathlib.Path, ...]]
     """One painting or several."""
     weights: pathlib.Path | None = None
@@ -40,22 +42,28 @@ class Stylize:
     encoder: pathlib.Path | None = None
     """pytorch-AdaIN's vgg_normalised.pth, or torchvision's VGG-19; a folder has its own."""
     out: pathlib.Path = pathlib.Path("stylized")
-    """Folder for NAME.png, of the content's size."""
+    """Folder for NAME.png, of the content's size, and of an animation NAME_01.png and so on, one for each frame."""
     alpha: float = 1.0
     """Strength: 0 keeps the content, 1 is the style."""
     style_weights: tuple[float, ...] = ()
     """A weight for each style, to blend them; equal by default."""
     masks: tuple[pathlib.Path, ...] = ()
-    """A black and white mask for each style, of the content's regions; what no mask covers is the first's."""
+    """A black and white mask for each style, of the content's regions and its shape, at any scale; what no mask
+    covers is the first's."""
     preserve_color: bool = False
     """Keep the content's colours: the styles' are matched to it first."""
     size: int | None = None
     """Shorter side in pixels of content and styles; by default as they are."""
 
 
-def _image(path: pathlib.Path, size: int | None) -> np.ndarray:
+def _still(path: pathlib.Path, what: str) -> np.ndarray:
+    if (count := count_frames(path)) > 1:
+        raise DataError(f"{path} is an animation of {count} frames, and a {what} is one picture; save the one to use")
+    return read_image(path)
+
+
+def _scaled(image: np.ndarray, path: pathlib.Path, size: int | None) -> np.ndarray:
     """A file's pixels, `size` on the shorter side. Raises DataError where they are too few to stylize."""
-    image = read_image(path)
     if size is not None and min(image.shape[:2]) != size:
         h, w = (round(side * size / min(image.shape[:2])) for side in image.shape[:2])
         image = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
@@ -65,11 +73,23 @@ def _image(path: pathlib.Path, size: int | None) -> np.ndarray:
     return image
 
 
-def _regions(paths: tuple[pathlib.Path, ...], size: tuple[int, int]) -> np.ndarray:
-    """Masks `[h, w, k]` that share out every pixel."""
+def _demand_shape(path: pathlib.Path, mask: tuple[int, int], content: pathlib.Path, size: tuple[int, int]) -> None:
+    """Raises DataError for a mask of another shape than the content's, beyond a pixel of whichever is smaller."""
+    if abs(mask[1] * size[0] - mask[0] * size[1]) > max(sum(mask), sum(size)):
+        one, other = ("x".join(map(str, x)) for x in (mask, size))
+        raise DataError(
+            f"{path} is {one} and {content} {other} (height x width): a mask of another shape would be stretched; "
+            f"crop or pad it to the content's, such as {other}"
+        )
+
+
+def _regions(paths: tuple[pathlib.Path, ...], content: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
+    """Masks `[h, w, k]` that share out every pixel of `content`, which has that size."""
     masks = []
     for path in paths:
-        grey = Image.fromarray(read_image(path)).convert("L").resize(size[::-1], Image.Resampling.BILINEAR)
+        image = _still(path, "mask")
+        _demand_shape(path, (image.shape[0], image.shape[1]), content, size)
+        grey = Image.fromarray(image).convert("L").resize(size[::-1], Image.Resampling.BILINEAR)
         masks.append(np.asarray(grey, np.float32) / 255)
         if len(masks) > 1 and not masks[-1].any():
             raise DataError(f"{path} is black, which leaves its style no region; paint that white (alpha is not read)")
@@ -134,16 +154,32 @@ def _model(config: Stylize) -> tuple[AdaINTransfer, PyTree]:
     return model, load_adain_transfer(model, encoder=config.encoder, decoder=config.weights)
 
 
-def _content_files(path: pathlib.Path) -> list[pathlib.Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise DataError(f"{path}: no image in this folder; looked for {' '.join(sorted(IMAGE_SUFFIXES))}")
-    for one, other in itertools.pairwise(sorted(files, key=lambda file: file.stem)):
-        if one.stem == other.stem:
-            raise DataError(f"{one} and {other} would both be written as {one.stem}.png; rename one")
-    return files
+def _contents(path: pathlib.Path) -> dict[pathlib.Path, list[str]]:
+    """The files to stylize, and what their frames are written as."""
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        if not files:
+            raise DataError(f"{path}: no image in this folder; looked for {' '.join(sorted(SUFFIXES))}")
+    contents: dict[pathlib.Path, list[str]] = {}
+    owners: dict[str, pathlib.Path] = {}
+    for file in files:
+        count = count_frames(file)
+        numbers = [f"_{i:0{len(str(count))}}" for i in range(1, count + 1)] if count > 1 else [""]
+        contents[file] = [f"{file.stem}{number}.png" for number in numbers]
+        for name in contents[file]:
+            if (other := owners.setdefault(name, file)) != file:
+                raise DataError(f"{other} and {file} would both be written as {name}; rename one")
+    return contents
+
+
+def _look_at_masks(config: Stylize, content: pathlib.Path) -> None:
+    """Raises what is wrong with the masks of the first content, before weights load."""
+    try:
+        first = _scaled(next(read_frames(content)), content, config.size)
+    except DataError:
+        return  # said where it is its turn
+    _regions(config.masks, content, first.shape[:2])
 
 
 def _check(config: Stylize) -> None:
@@ -165,33 +201,38 @@ def _check(config: Stylize) -> None:
 def stylize_command(config: Annotated[Stylize, tyro.conf.arg(name="")]) -> int:
     """Style transfer: photographs, or the frames of a film, in the style of paintings."""
     _check(config)
-    files = _content_files(config.content)
-    read = {path.resolve() for path in (*files, *config.styles, *config.masks)}
-    for path in files:
-        written = config.out / f"{path.stem}.png"
-        if written.resolve() in read:
-            raise DataError(f"{written} would be written over; give another --out")
-    styles = tuple(_image(path, config.size) for path in config.styles)
+    contents = _contents(config.content)
+    read = {path.resolve() for path in (*contents, *config.styles, *config.masks)}
+    for name in itertools.chain(*contents.values()):
+        if (config.out / name).resolve() in read:
+            raise DataError(f"{config.out / name} would be written over; give another --out")
+    demand_output(config.out)
+    styles = tuple(_scaled(_still(path, "style"), path, config.size) for path in config.styles)
+    if config.masks:
+        _look_at_masks(config, next(iter(contents)))
     model, variables = _model(config)
     run = stylizer(model, variables, preserve_color=config.preserve_color)
     share = [weight / sum(config.style_weights) for weight in config.style_weights]  # float32 has not all of float64
     weights = jnp.array(share) if share else None
     config.out.mkdir(parents=True, exist_ok=True)
     failures: list[str] = []
+    total, count, ended = sum(map(len, contents.values())), 0, 0
     with bar("stylizing") as progress:
-        for done, path in enumerate(files, 1):
+        for path, names in contents.items():
+            begun, ended = ended, ended + len(names)
             try:
-                content = _image(path, config.size)
+                for done, (name, frame) in enumerate(zip(names, read_frames(path), strict=True), begun + 1):
+                    content = _scaled(frame, path, config.size)
+                    masks = _regions(config.masks, path, content.shape[:2]) if config.masks else None
+                    image = run(content, styles, weights, masks, config.alpha)
+                    Image.fromarray(np.asarray(image)).save(config.out / name)
+                    count += 1
+                    progress(done, total)
             except DataError as error:
-                if len(files) == 1:
+                if len(contents) == 1 and not count:
                     raise
                 failures += error.problems
-            else:
-                masks = _regions(config.masks, content.shape[:2]) if config.masks else None
-                image = run(content, styles, weights, masks, config.alpha)
-                Image.fromarray(np.asarray(image)).save(config.out / f"{path.stem}.png")
-            progress(done, len(files))
-    count = len(files) - len(failures)
+                progress(ended, total)
     print(f"wrote {count} image{'s' * (count != 1)} to {config.out}")
     for problem in failures:
         print(f"skipped {problem}", file=sys.stderr)

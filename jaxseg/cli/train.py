@@ -16,10 +16,10 @@ import tyro
 from jaxtyping import Array, PyTree
 
 from jaxseg import losses
-from jaxseg.checkpoint import require_writable
 from jaxseg.cli.arguments import (
     Size,
     checked,
+    demand_output,
     demand_positive,
     demand_shared,
     describe,
@@ -201,7 +201,7 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
     if config.weights is not None and not config.weights.exists():
         raise FileNotFoundError(f"--weights {config.weights}: no such file or folder")
     loss_of(config.loss, None)
-    require_writable(config.out)
+    demand_output(config.out)
     if config.class_weights != "none" and not set(PIXELWISE) & set(config.loss.split("+")):
         raise ValueError(f"--class-weights weigh cross_entropy, ohem and focal; --loss is {config.loss}")
     if config.border_weights and not set(BORDER) & set(config.loss.split("+")):

@@ -14,7 +14,7 @@ from .check import DataReport, check_data, median_frequency
 from .coco import CocoSource, coco
 from .copy_paste import copy_paste, paste_objects, scale_jitter
 from .folder import FolderSource, folder, folder_splits
-from .images import IMAGE_SUFFIXES, read_image, read_mask
+from .images import IMAGE_SUFFIXES, count_frames, read_frames, read_image, read_mask
 from .instances import InstanceFolder, instance_folder
 from .objects import ObjectSource, PaddedObjects, object_masks, padded_objects
 from .official import OfficialSource, ade20k, camvid, cityscapes, oxford_pets, voc
@@ -58,6 +58,7 @@ __all__ = [
     "coco",
     "color_jitter",
     "copy_paste",
+    "count_frames",
     "default_data_dir",
     "elastic",
     "eval_batches",
@@ -77,6 +78,7 @@ __all__ = [
     "paste_objects",
     "pictures",
     "prepare_shapes",
+    "read_frames",
     "read_image",
     "read_mask",
     "rotate",

@@ -23,7 +23,8 @@ MAX_PIXELS = 2**30  # of a picture
 class CocoSource:
     """Pictures with the objects that a COCO JSON lists. See `jaxseg.data.objects` and `coco`.
 
-    "masks" are decoded at the picture's size; "crowd" bool `[k]` and "area" float32 `[k]` are the JSON's.
+    "masks" are decoded at the picture's size; "crowd" bool `[k]` and "area" float32 `[k]` are the JSON's; "blank" bool
+    `[k]`, where there are masks, has those that `coco` counted without a pixel.
     """
 
     folder: pathlib.Path
@@ -72,6 +73,7 @@ class CocoSource:
         if self.has_masks:
             from pycocotools import mask as coco_mask
 
+            example["blank"] = np.array([a["blank"] for a in rows], bool)
             example["masks"] = np.zeros((len(rows), *size), bool)
             for i, rle in enumerate(self.rles(index)):
                 example["masks"][i] = coco_mask.decode(rle)
@@ -150,6 +152,25 @@ def _has_mask(annotation: dict[str, Any]) -> bool:
     if isinstance(segmentation, list):
         return any(isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation)
     return isinstance(segmentation, dict) and "counts" in segmentation
+
+
+def _is_blank(annotation: dict[str, Any], box: list[float], size: tuple[int, int]) -> bool:
+    """Whether no pixel is in its segmentation; looked at where its box or area is small, or its run lengths few."""
+    segmentation = annotation["segmentation"]
+    if isinstance(segmentation, list):
+        w, h = box[2] - box[0], box[3] - box[1]
+        large = min(w, h) >= 2 and min(w * h, _area(annotation)) >= 16
+    else:
+        counts = segmentation["counts"]
+        large = not isinstance(counts, str | list) or len(counts) > 12  # an empty mask is one number, or two
+    if large:
+        return False
+    from pycocotools import mask as coco_mask
+
+    try:
+        return not coco_mask.area(_rle(segmentation, size, ""))
+    except DataError:  # said by whoever reads it
+        return False
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -250,8 +271,10 @@ def coco(
     Classes are 1.. in the order of the category ids; with `contiguous=False` they are the ids themselves, 1 to 90 for
     COCO, as in torchvision's published weights. `drop_empty` leaves out pictures without an object to learn from.
     Boxes are cut to their pictures. Objects without area there, and in a JSON of masks those whose segmentation is
-    empty, are left out with a warning that counts them; an empty crowd's region is its box. Annotations without an id
-    get the next that are free.
+    empty, are left out with a warning that counts them; an empty crowd's region is its box. Objects whose segmentation
+    has no pixel, as a polygon between the centres of pixels, stay for average precision, to which they are objects as
+    to pycocotools; they are not learnt, and a warning counts them. Annotations without an id get the next that are
+    free.
 
     Raises DataError for a file that is missing or no COCO JSON, and names pictures that are not there, are listed twice
     or without a size, and annotations without a box or of pictures or categories that are not listed.
@@ -263,7 +286,7 @@ def coco(
     listed = _listed(path, folder, tree["images"], problems)
     has_masks = any(_has_mask(a) for a in tree["annotations"] if isinstance(a, dict))
     by_image: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
-    flat, bare = [], []
+    flat, bare, blank = [], [], []
     numbers = [a["id"] for a in tree["annotations"] if isinstance(a, dict) and isinstance(a.get("id"), int)]
     free = itertools.count(max(numbers, default=0) + 1)
     for place, a in enumerate(tree["annotations"]):
@@ -284,14 +307,19 @@ def coco(
         elif has_masks and not _has_mask(row):
             bare.append(f"{which} of {entry['file_name']}")
         else:
+            size = (entry["height"], entry["width"])
+            row["blank"] = has_masks and not a.get("iscrowd", 0) and _is_blank(row, boxes[0].tolist(), size)
+            if row["blank"]:
+                blank.append(f"{which} of {entry['file_name']}")
             by_image[a["image_id"]].append(row)
     if problems:
         raise DataError(*problems, heading=f"{path}: {len(problems)} problem(s)")
     warn_left_out(str(path), flat, "their boxes have no area in the picture")
     warn_left_out(str(path), bare, "they have no segmentation")
+    warn_left_out(str(path), blank, "their segmentations have no pixel", of="training")
     ids = sorted(listed)
     if drop_empty:
-        ids = [i for i in ids if any(not a.get("iscrowd", 0) for a in by_image[i])]
+        ids = [i for i in ids if any(not (a.get("iscrowd", 0) or a["blank"]) for a in by_image[i])]
     if not ids:
         raise DataError(f"{path}: no picture{' with an object' * drop_empty}")
     return CocoSource(

@@ -1,6 +1,7 @@
 """Image and mask files to arrays, whatever their mode, with errors that name the file."""
 
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -16,12 +17,14 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from jaxseg.data.source import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "open_picture", "read_image", "read_mask"]
+__all__ = ["IMAGE_SUFFIXES", "count_frames", "open_picture", "read_frames", "read_image", "read_mask"]
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 # of what a file may be, whatever its name says: Pillow hands PostScript to Ghostscript, which runs it
 _KINDS = (JpegImageFile, PngImageFile, BmpImageFile, TiffImageFile, WebPImageFile, GifImageFile, PpmImageFile)
 _FORMATS = tuple(kind.format for kind in (*_KINDS, Jpeg2KImageFile))  # with these, Pillow loads no more of its readers
+# further pictures in a JPEG or TIFF are previews, depths or pages
+_ANIMATED = (GifImageFile.format, PngImageFile.format, WebPImageFile.format)
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -40,9 +43,42 @@ def read_image(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
         return np.repeat(eight[grey][..., None], 3, axis=-1)
     if picture.mode == "F":
         raise DataError(f"{path}: a floating-point image has no stated range; save it with 8 or 16 bits")
+    return _rgb(picture)
+
+
+def _rgb(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # Pillow's own path for palettes with transparent entries
     return np.array(picture.convert("RGB"))
+
+
+def count_frames(path: pathlib.Path) -> int:
+    """How many frames an animated GIF, WebP or PNG has; 1 for all else, readable or not."""
+    try:
+        with Image.open(path, formats=_FORMATS) as picture:
+            return getattr(picture, "n_frames", 1) if picture.format in _ANIMATED else 1
+    except Exception:  # what is wrong with it is said by whoever reads it
+        return 1
+
+
+def read_frames(path: pathlib.Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """The frames of an animation, one after the other, as `read_image` has them; of all else the one picture.
+
+    Raises DataError at the first frame that cannot be read, and ends there.
+    """
+    count = count_frames(path)
+    if count == 1:
+        yield read_image(path)
+        return
+    with Image.open(path, formats=_FORMATS) as picture:
+        for number in range(count):
+            try:
+                picture.seek(number)
+                frame = _rgb(ImageOps.exif_transpose(picture))
+            except Exception as error:  # as in open_picture
+                reason = str(error) or type(error).__name__
+                raise DataError(f"{path}: frame {number + 1} of {count} cannot be read ({reason})") from None
+            yield frame
 
 
 def read_mask(

@@ -3,7 +3,7 @@
 An example of an object source is "image" uint8 `[H, W, 3]`, "boxes" float32 `[k, 4]` XYXY in its pixels, edges outside
 the last one, and "classes" int32 `[k]` from 1. Masks are, where there are any, "masks" bool `[k, H, W]`, or the map
 "instances" int32 `[H, W]`, in which object i has the id i + 1. "crowd" bool `[k]` marks regions of several objects
-(COCO), "difficult" those that VOC does not ask for: neither is learnt from.
+(COCO), "difficult" those that VOC does not ask for, "blank" those whose mask is known to be empty: none is learnt from.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import warnings
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxseg.data.canvas import fit_geometry, fit_image, fit_map
 from jaxseg.data.source import DataError, Example
@@ -67,7 +67,7 @@ def object_masks(example: Example) -> Bool[np.ndarray, "k h w"] | None:
 def _learnt(example: Example) -> Bool[np.ndarray, "k"]:
     """Which objects count in training."""
     keep = np.ones(len(example["classes"]), bool)
-    for flag in ("crowd", "difficult"):
+    for flag in ("crowd", "difficult", "blank"):
         if flag in example:
             keep &= ~example[flag].astype(bool)
     return keep
@@ -106,6 +106,7 @@ class PaddedObjects:
         boxes, good = clean_boxes(example["boxes"], original)
         chosen = np.flatnonzero(_learnt(example) & good)
         self._check_classes(index, example["classes"])
+        chosen = self._with_pixels(index, example, chosen)
         beyond = max(len(chosen) - g, 0)
         if beyond:
             warnings.warn(
@@ -137,6 +138,16 @@ class PaddedObjects:
                     out["masks"][place] = fit_map(example["masks"][i], fit, 0)
         return out
 
+    def _with_pixels(self, index: int, example: Example, chosen: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m"]:
+        """`chosen` without the objects whose mask is empty: a loss would teach that there is nothing in their boxes."""
+        if "masks" not in example:
+            return chosen
+        seen = np.array([example["masks"][i].any() for i in chosen], bool)
+        if not seen.all():
+            count = int((~seen).sum())
+            warnings.warn(f"{self.name(index)}: {count} object(s) not learnt, their masks are empty", stacklevel=3)
+        return chosen[seen]
+
     def _check_classes(self, index: int, classes: Shaped[np.ndarray, "k"]) -> None:
         outside = classes[(classes < 1) | (classes >= self.num_classes)]
         if outside.size:
@@ -151,8 +162,9 @@ def padded_objects(source: ObjectSource, size: tuple[int, int], max_instances: i
 
     An example has "image" `[H, W, 3]`, the picture scaled to fit at the top left, "size" int32 `[2]`, its (h, w) there,
     "boxes" float32 `[g, 4]`, "classes" int32 `[g]`, "valid" bool `[g]` and, of a source with masks, "masks" bool
-    `[g, H, W]`. Boxes are cut to the picture; those without area, crowds and difficult objects have no place. Of more
-    objects than `max_instances`, g, the largest stay: "beyond" int32 counts the others and a warning names the picture.
+    `[g, H, W]`. Boxes are cut to the picture; those without area or with an empty mask, crowds and difficult objects
+    have no place. Of more objects than `max_instances`, g, the largest stay: "beyond" int32 counts the others and a
+    warning names the picture.
 
     Raises DataError for classes out of range, ValueError for `max_instances` below 1.
     """
@@ -161,8 +173,9 @@ def padded_objects(source: ObjectSource, size: tuple[int, int], max_instances: i
     return PaddedObjects(source, size, max_instances)
 
 
-def warn_left_out(where: str, left_out: list[str], reason: str) -> None:
-    """One warning for what a listing could not take, with the count and the first three."""
+def warn_left_out(where: str, left_out: list[str], reason: str, *, of: str = "") -> None:
+    """One warning for what a listing could not take, or not for all uses, with the count and the first three."""
     if left_out:
         shown = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
-        warnings.warn(f"{where}: {len(left_out)} object(s) left out, {reason}: {shown}", stacklevel=3)
+        out = f"left out{' of ' * bool(of)}{of}"
+        warnings.warn(f"{where}: {len(left_out)} object(s) {out}, {reason}: {shown}", stacklevel=3)

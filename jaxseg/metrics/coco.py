@@ -20,8 +20,8 @@ class Objects(NamedTuple):
     classes: Int[np.ndarray, "k"]  # from 1
     masks: Any = None  # bool, or 0 and 1, `[k, h, w]`; or a list of COCO's compressed run lengths
     scores: Float[np.ndarray, "k"] | None = None  # of what was found
-    crowd: Bool[np.ndarray, "k"] | None = None  # of what is true: COCO does not mind whether it is found
-    difficult: Bool[np.ndarray, "k"] | None = None  # of what is true: neither does VOC
+    crowd: Bool[np.ndarray, "k"] | None = None  # of what is true: what is found in it does not count
+    difficult: Bool[np.ndarray, "k"] | None = None  # of what is true: VOC does not mind whether it is found
     area: Float[np.ndarray, "k"] | None = None  # of what is true, by which COCO calls it small; by default the mask's
 
 

@@ -43,7 +43,8 @@ def found_objects(found: Any, threshold: float = 0.5) -> Objects:
     boxes, classes, scores = (np.asarray(x)[valid] for x in (found.boxes, found.classes, found.scores))
     masks = None
     if found.masks is not None:
-        masks = [mask_to_rle(mask) for mask in np.asarray(found.masks)[valid] > threshold]
+        pixels = np.asarray(found.masks)
+        masks = [mask_to_rle(pixels[i] > threshold) for i in np.flatnonzero(valid)]
     return Objects(boxes, classes, masks, scores)
 
 

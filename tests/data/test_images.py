@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg.data import DataError, read_image, read_mask, voc_palette
+from jaxseg.data import DataError, count_frames, read_frames, read_image, read_mask, voc_palette
 
 GREY = np.array([[0, 100, 255], [1, 2, 3]], np.uint8)
 
@@ -78,6 +78,38 @@ def test_colour_masks_are_looked_up(tmp_path):
         np.testing.assert_array_equal(read_mask(path, palette), labels)
     grey = save(tmp_path, Image.fromarray(np.repeat(GREY[..., None], 3, -1)))
     np.testing.assert_array_equal(read_mask(grey), GREY)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
+def test_the_frames_of_an_animation(tmp_path, name):
+    frames = [Image.new("RGB", (6, 4), (i * 80, 0, 255 - i * 80)) for i in range(3)]
+    path = save(tmp_path, frames[0], name, save_all=True, append_images=frames[1:])
+    assert count_frames(path) == 3
+    for read, frame in zip(read_frames(path), frames, strict=True):
+        assert read.shape == (4, 6, 3)
+        assert np.abs(read - np.asarray(frame, int)).max() < 8
+    still = save(tmp_path, frames[0], f"still-{name}")
+    (only,) = read_frames(still)
+    np.testing.assert_array_equal(only, read_image(still))
+
+
+def test_what_is_no_animation_has_one_frame(tmp_path):
+    frames = [Image.new("RGB", (6, 4), (i * 80, 0, 0)) for i in range(3)]
+    several = {"save_all": True, "append_images": frames[1:]}
+    assert count_frames(save(tmp_path, frames[0], "pages.tif", **several)) == 1
+    assert count_frames(save(tmp_path, frames[0], "phone.jpg", format="MPO", **several)) == 1
+    assert count_frames(tmp_path / "none.gif") == 1
+
+
+def test_a_frame_that_is_cut_is_named(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = [Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)) for _ in range(3)]
+    path = save(tmp_path, frames[0], "cut.png", save_all=True, append_images=frames[1:])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    reading = read_frames(path)
+    np.testing.assert_array_equal(next(reading), np.asarray(frames[0]))
+    with pytest.raises(DataError, match=r"cut\.png: frame 2 of 3 cannot be read"):
+        next(reading)
 
 
 def test_bad_files_are_named(tmp_path):

@@ -20,7 +20,8 @@ from jaxseg.data import (
     train_batches,
     voc_objects,
 )
-from jaxseg.metrics.coco import Objects, coco_average_precision
+from jaxseg.metrics.coco import Objects, coco_average_precision, mask_to_rle
+from jaxseg.predict import true_objects
 
 # beside the checkout, or beside the folder that holds it
 SHARED = next((p for p in (q / "shared" / "data" for q in pathlib.Path(__file__).parents[3:5]) if p.is_dir()), None)
@@ -142,6 +143,72 @@ def test_boxes_outside_and_without_area_are_left_out_and_said(tmp_path):
     assert not only_boxes.has_masks
     assert "masks" not in only_boxes[0]
     assert "masks" not in padded_objects(only_boxes, (32, 32), 2)[0]
+
+
+def test_objects_without_a_pixel_are_counted_and_not_learnt(tmp_path):
+    sliver, line, speck = [[4.1, 4, 4.3, 4, 4.3, 12, 4.1, 12]], [[2, 2, 12, 12, 2, 2]], [[5.1, 5.1, 5.3, 5.1, 5.2, 5.3]]
+    rows = [
+        annotation(1, 3, (2, 3, 12, 13)),
+        annotation(1, 3, (4, 4, 5, 12)) | {"segmentation": sliver, "area": 1.6},
+        annotation(1, 7, (2, 2, 12, 12)) | {"segmentation": line, "area": 0},
+        annotation(2, 7, (5, 5, 6, 6)) | {"segmentation": speck, "area": 0.02},
+        annotation(2, 7, (5, 5, 6, 6)) | {"segmentation": {"size": [H, W], "counts": [H * W]}},
+        annotation(2, 7, (5, 5, 6, 6)) | {"segmentation": {"size": [H, W], "counts": "hb0"}},
+        annotation(3, 7, (5, 5, 6, 6)),  # a pixel is enough
+    ]
+    with pytest.warns(UserWarning, match="object") as said:
+        source = coco(*make_coco(tmp_path, rows))
+    (message,) = (str(w.message) for w in said)
+    assert "5 object(s) left out of training, their segmentations have no pixel: annotation" in message
+    example = source[0]
+    assert example["blank"].tolist() == [False, True, True]
+    np.testing.assert_array_equal(example["masks"].any((1, 2)), ~example["blank"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # said once
+        padded = [padded_objects(source, (H, W), 3)[i] for i in range(3)]
+    assert [p["valid"].sum() for p in padded] == [1, 0, 1]
+    assert padded[0]["boxes"][0].tolist() == [2, 3, 12, 13]
+    with pytest.warns(UserWarning, match="left out of training"):
+        assert len(coco(*make_coco(tmp_path, rows), drop_empty=True)) == 2
+
+
+def test_an_empty_mask_that_its_box_hides_is_said_when_it_is_read(tmp_path):
+    beside = annotation(1, 3, (2, 2, 12, 12)) | {"segmentation": [[40, 40, 50, 40, 50, 50, 40, 50]]}
+    source = coco(*make_coco(tmp_path, [beside, annotation(1, 7, (8, 8, 20, 18))]))
+    with pytest.warns(UserWarning, match=r"1\.jpg: 1 object\(s\) not learnt, their masks are empty"):
+        example = padded_objects(source, (H, W), 3)[0]
+    assert example["valid"].tolist() == [True, False, False]
+    assert example["classes"].tolist() == [2, 0, 0]
+
+
+def test_average_precision_counts_an_object_without_a_pixel_as_pycocotools_does(tmp_path):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    sliver = [[4.1, 4, 4.3, 4, 4.3, 12, 4.1, 12]]
+    rows = [annotation(1, 3, (2, 3, 12, 13)), annotation(1, 3, (4, 4, 5, 12)) | {"segmentation": sliver, "area": 1.6}]
+    images, path = make_coco(tmp_path, rows)
+    with pytest.warns(UserWarning, match="left out of training"):
+        source = coco(images, path)
+    _, truth = true_objects(source, 0)
+    masks = np.zeros((2, H, W), bool)
+    masks[0, 3:13, 2:12] = masks[1, 4:12, 4:5] = True
+    boxes = np.float32([[2, 3, 12, 13], [4, 4, 5, 12]])
+    found = Objects(boxes, np.array([1, 1]), masks, np.float32([0.9, 0.8]))
+    scores = coco_average_precision([truth], [found], source.class_names)
+    results = [
+        {"image_id": 1, "category_id": 3, "bbox": r["bbox"], "segmentation": mask_to_rle(m), "score": s}
+        for r, m, s in zip(rows, masks, (0.9, 0.8), strict=True)
+    ]
+    listed = COCO(str(path))
+    for kind, name in (("bbox", "box_ap50"), ("segm", "mask_ap50")):
+        evaluation = COCOeval(listed, listed.loadRes([dict(r) for r in results]), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        assert scores[name] == pytest.approx(evaluation.stats[1])
+    assert scores["box_ap50"] == pytest.approx(1)
+    assert scores["mask_ap50"] < 0.6  # there it cannot be found
 
 
 def test_voc_counts_pixels_from_one_and_knows_what_is_difficult(tmp_path):

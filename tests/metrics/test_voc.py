@@ -41,6 +41,29 @@ def test_difficult_objects_are_neither_right_nor_wrong(year):
     assert scores["map"] == scores["ap/cat"]
 
 
+@pytest.mark.parametrize("year", [2007, 2012])
+def test_crowds_are_no_objects_and_what_lies_in_them_does_not_count(year):
+    truth = [objects((0, 0, 10, 10), (20, 0, 60, 40), crowd=[False, True])]
+    inside = objects((21, 1, 29, 9), (40, 1, 50, 9), (20, 0, 60, 40), (0, 0, 10, 10), scores=[0.9, 0.8, 0.75, 0.7])
+    assert voc_average_precision(truth, [inside], CLASSES, year=year)["map"] == pytest.approx(1)
+    found = [objects((12, 0, 24, 8), (0, 0, 10, 10), scores=[0.9, 0.7])]  # a third of it lies in the crowd
+    assert voc_average_precision(truth, found, CLASSES, year=year)["map"] == pytest.approx(0.5)
+    found = [objects((21, 1, 29, 9), (0, 0, 10, 10), classes=[2, 1], scores=[0.9, 0.7])]
+    truth.append(objects((0, 0, 10, 10), classes=[2]))
+    found.append(objects((0, 0, 10, 10), classes=[2], scores=[0.5]))
+    assert voc_average_precision(truth, found, CLASSES, year=year)["ap/dog"] == pytest.approx(0.5)  # a crowd of cats
+    alone = [objects((0, 0, 10, 10), crowd=[True])]
+    assert np.isnan(voc_average_precision(alone, [objects((0, 0, 10, 10), scores=[1])], CLASSES, year=year)["map"])
+
+
+def test_an_object_that_a_crowd_surrounds_still_counts():
+    truth = [objects((5, 5, 15, 15), (0, 0, 40, 40), crowd=[False, True])]
+    found = [objects((5, 5, 15, 15), (5, 5, 15, 16), scores=[0.9, 0.8])]  # the second is of the crowd, as COCO has it
+    assert voc_average_precision(truth, found, CLASSES, year=2012)["map"] == 1
+    missed = [objects((25, 25, 35, 35), scores=[0.9])]
+    assert voc_average_precision(truth, missed, CLASSES, year=2012)["map"] == 0
+
+
 def test_a_detection_looks_at_the_object_it_overlaps_most_taken_or_not():
     truth = [objects((0, 0, 10, 10), (0, 0, 10, 6))]
     found = [objects((0, 0, 10, 10), (0, 0, 10, 9), scores=[0.9, 0.8])]

@@ -15,6 +15,7 @@ from jaxseg.backbones.fpn import FPN, SingleLevel
 from jaxseg.backbones.mobilenet_v3 import mobilenet_v3_large
 from jaxseg.backbones.resnet import ResNet, resnet50
 from jaxseg.backbones.vgg import vgg16
+from jaxseg.detect import _all_pasted, paste_each
 from jaxseg.layers import BatchNorm, FrozenBatchNorm, GroupNorm
 from jaxseg.models import DETECTORS, MODELS, model_source
 from jaxseg.models.c4 import Res5Head
@@ -22,6 +23,7 @@ from jaxseg.models.fast_rcnn import BoxConvHead, BoxHead
 from jaxseg.models.mask_rcnn import MaskHead
 from jaxseg.models.output import Detections
 from jaxseg.models.rcnn import CropNetwork
+from jaxseg.ops.masks import paste_masks
 from jaxseg.predict import detect
 from jaxseg.weights import from_published, load_published, save_weights, to_published
 
@@ -386,6 +388,24 @@ def test_half_precision_is_floats_too():
     for half in (images.astype(np.float16), jnp.asarray(images, jnp.bfloat16)):
         (found,) = detect(WholePictures(), {}, half)
         np.testing.assert_array_equal(found.boxes, [[0, 0, 28, 20]])
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 10])
+def test_masks_that_are_pasted_in_parts_are_those_pasted_whole(at_once, monkeypatch):
+    """Also where the last part is not a whole one, and one by one."""
+    rng = np.random.default_rng(0)
+    boxes = np.sort(rng.random((10, 2, 2)) * 120, 1).reshape(10, 4).astype(np.float32)
+    masks = rng.random((10, 7, 7)).astype(np.float32)
+    size = (100, 140)
+    expected = np.asarray(jax.jit(paste_masks, static_argnums=2)(masks, boxes, (128, 256)))[:, :100, :140]
+    monkeypatch.setattr("jaxseg.detect.PASTED", at_once * 4 * 128 * 256)
+    np.testing.assert_array_equal(_all_pasted(jnp.asarray(masks), jnp.asarray(boxes), size), expected)
+    found = Detections(boxes, None, None, masks, None)
+    np.testing.assert_array_equal(list(paste_each(found, size)), expected)
+    chosen = [0, 3, 4, 5, 8]
+    np.testing.assert_array_equal(list(paste_each(found, size, chosen)), expected[chosen])
+    assert list(paste_each(found, size, [])) == []
+    assert _all_pasted(jnp.zeros((0, 7, 7)), jnp.zeros((0, 4)), size).shape == (0, *size)
 
 
 def test_detect_gives_each_image_its_own_pixels():
