@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-__all__ = ["RunLog", "read_records"]
+__all__ = ["RunLog", "naming", "read_records", "write_whole"]
 
 
 def read_records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
@@ -20,6 +20,31 @@ def read_records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             yield json.loads(line)
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+    """Whatever is written within: an OSError that names no file, as a full disk's does not, names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(f"{path} cannot be written ({error.strerror})") from error
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file and its folder; raises OSError, and leaves what was there, where the whole of it cannot be."""
+    staged = path.with_name(path.name + ".tmp")
+    try:
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staged.write_text(text)
+            os.replace(staged, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            staged.unlink()
+        raise
 
 
 def _duration(seconds: float) -> str:
@@ -43,12 +68,9 @@ class RunLog:
             return
         from tensorboardX import SummaryWriter  # imports PyTorch, where that is installed
 
-        out.mkdir(parents=True, exist_ok=True)
         path = out / "metrics.jsonl"
         kept = [r for r in read_records(path) if r["step"] <= start]
-        staged = path.with_suffix(".tmp")
-        staged.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        os.replace(staged, path)
+        write_whole(path, "".join(json.dumps(r) + "\n" for r in kept))
         self.file = path.open("a")
         self.events = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1 if start else None)
 

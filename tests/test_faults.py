@@ -1,7 +1,9 @@
 """A full disk, a folder that cannot be written, a file that vanishes: a message, and a run that goes on."""
 
+import contextlib
 import os
 import pathlib
+import resource
 import shutil
 import sys
 import tempfile
@@ -13,10 +15,11 @@ import tiny_run
 from PIL import Image
 from test_fit import bits, one_device, start, steps_logged, uninterrupted  # noqa: F401
 
-from jaxseg import checkpoint, parallel
+from jaxseg import aot, checkpoint, parallel
 from jaxseg.cli import main
 from jaxseg.data import DataError, folder
 from jaxseg.data.pipeline import batch_names
+from jaxseg.runlog import write_whole
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -71,6 +74,42 @@ def test_a_command_says_once_that_a_save_failed(monkeypatch, capsys):
     for words in ("Event loop is closed", "another"):
         sys.excepthook(RuntimeError, RuntimeError(words), None)
     assert capsys.readouterr().err == "RuntimeError: another\n"
+
+
+@contextlib.contextmanager
+def room_for(size):
+    """No file may grow beyond `size` bytes: the system then says what it says of a full disk, and names none."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path):
+    path = tmp_path / "new" / "rows.json"
+    write_whole(path, "before")
+    with room_for(100), pytest.raises(OSError, match=r"rows\.json cannot be written \(File too large\)"):
+        write_whole(path, "after" * 100)
+    assert path.read_text() == "before"
+    assert [p.name for p in path.parent.iterdir()] == ["rows.json"]
+
+
+def test_commands_name_what_a_full_disk_left_unwritten(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jaxseg.cli.compile.aot.lower_apply", lambda *_: aot.Lowered("cpu", 1, {}, 0, 0, {}, 1))
+    segments = np.zeros((40, 40), np.int32), np.zeros((0, 40, 40)), "none"
+    monkeypatch.setattr("jaxseg.clustering.figure._segment", lambda *_: segments)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    lower = ["compile", "unet_small", "--lower", "cpu", "--apply", "--size", "16x16", "--out"]
+    for words, named in (
+        ([*lower, tmp_path / "rows.json"], tmp_path / "rows.json"),
+        (["cluster", tmp_path / "a.png", "--out", tmp_path / "c"], tmp_path / "c"),
+    ):
+        with room_for(100), pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        assert ended.value.code == 2
+        assert f"error: {named} cannot be written (File too large)" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from jaxseg.bench.measure import Peers, Task, threads_of
 from jaxseg.checkpoint import require_writable
 from jaxseg.cli.arguments import Size, demand_positive, nearest_model
 from jaxseg.models import MODELS
+from jaxseg.runlog import write_whole
 
 __all__ = ["Bench", "bench_command"]
 
@@ -126,10 +127,7 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def _add(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     kept = _read(path) if path.exists() else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(path.name + ".tmp")
-    staged.write_text(json.dumps(kept + rows, indent=1) + "\n")
-    os.replace(staged, path)
+    write_whole(path, json.dumps(kept + rows, indent=1) + "\n")
 
 
 def _measured(path: pathlib.Path | None, name: str, asked: dict[str, Any], tasks: Sequence[str]) -> bool:

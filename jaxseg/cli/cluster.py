@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxseg.clustering.figure import ClusterConfig, cluster_image
+from jaxseg.runlog import naming
 
 __all__ = ["Cluster", "cluster_command"]
 
@@ -35,6 +36,7 @@ def cluster_command(config: Annotated[Cluster, tyro.conf.arg(name="")]) -> int:
             raise ValueError(f"{stems[path.stem]} and {path} would both write {path.stem}_{config.method}_labels.png")
         stems[path.stem] = path
     for path in config.paths:
-        files = cluster_image(path, config.out, config.method, config.options)
+        with naming(config.out):
+            files = cluster_image(path, config.out, config.method, config.options)
         print(f"{path}: wrote {', '.join(str(f) for f in files.values())}")
     return 0
