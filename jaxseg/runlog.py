@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -62,6 +63,7 @@ class RunLog:
     def __init__(self, out: pathlib.Path, *, start: int, steps: int, examples_per_step: int):
         self.steps, self.examples = steps, examples_per_step
         self.silent = jax.process_index() != 0
+        self.out = out
         self.last: float | None = None  # when the last step ended
         self.seconds = 0.0  # a step, smoothed
         if self.silent:
@@ -114,10 +116,12 @@ class RunLog:
                 self.events.add_scalar(f"{group}/{name}", value, record["step"])
 
     def close(self) -> None:
-        """Flushes and closes the files."""
-        if not self.silent:
-            self.file.close()
-            self.events.close()
+        """Flushes and closes the files; what can no longer be written is said, and hides no error that led here."""
+        for file in () if self.silent else (self.file, self.events):
+            try:
+                file.close()
+            except OSError as error:
+                print(f"{self.out} has no whole log ({error.strerror})", file=sys.stderr)
 
 
 def _label(name: str) -> str:

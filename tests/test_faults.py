@@ -19,7 +19,7 @@ from jaxseg import aot, checkpoint, parallel
 from jaxseg.cli import main
 from jaxseg.data import DataError, folder
 from jaxseg.data.pipeline import batch_names
-from jaxseg.runlog import write_whole
+from jaxseg.runlog import RunLog, write_whole
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -110,6 +110,15 @@ def test_commands_name_what_a_full_disk_left_unwritten(tmp_path, monkeypatch, ca
             main([str(word) for word in words])
         assert ended.value.code == 2
         assert f"error: {named} cannot be written (File too large)" in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_closed_hides_nothing(tmp_path, capsys):
+    log = RunLog(tmp_path, start=0, steps=2, examples_per_step=1)
+    with room_for(0):
+        with pytest.raises(OSError, match=r"metrics\.jsonl cannot be written \(File too large\)"):
+            log.step(1, {"loss": 1.0}, 0.0)
+        log.close()  # on the way out of `fit`, by whatever error that is
+    assert f"{tmp_path} has no whole log (File too large)" in capsys.readouterr().err
 
 
 @pytest.fixture
