@@ -17,6 +17,7 @@ from test_fit import bits, one_device, start, steps_logged, uninterrupted  # noq
 
 from jaxseg import aot, checkpoint, parallel
 from jaxseg.cli import main
+from jaxseg.cli.arguments import one_message
 from jaxseg.data import DataError, folder
 from jaxseg.data.pipeline import batch_names
 from jaxseg.runlog import RunLog, write_whole
@@ -119,6 +120,19 @@ def test_a_log_that_cannot_be_closed_hides_nothing(tmp_path, capsys):
             log.step(1, {"loss": 1.0}, 0.0)
         log.close()  # on the way out of `fit`, by whatever error that is
     assert f"{tmp_path} has no whole log (File too large)" in capsys.readouterr().err
+
+
+def test_one_process_of_several_that_cannot_go_on_waits_for_none(monkeypatch, capsys):
+    """The others stand in a collective that it will never join: they fall when it is gone, and not before."""
+    left = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(os, "_exit", left.append)
+    with pytest.raises(SystemExit):
+        main(["cluster", "nowhere.png"])
+    with pytest.raises(SystemExit), one_message():
+        raise DataError("a.png is gone")
+    assert left == [2, 2]
+    assert "error: a.png is gone" in capsys.readouterr().err
 
 
 @pytest.fixture

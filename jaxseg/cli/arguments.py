@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jaxseg import parallel
 from jaxseg.data import DataError, FolderSource, ShapesSource, check_data, folder, folder_splits, shapes
 from jaxseg.data.check import DataReport
+from jaxseg.interruption import leave_others
 from jaxseg.models import MODELS
 
 __all__ = [
@@ -71,6 +72,7 @@ def one_message() -> Iterator[None]:
         if os.environ.get("JAXSEG_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
+        leave_others(2)
         raise SystemExit(2) from None
 
 
