@@ -250,6 +250,7 @@ def _kept(path: pathlib.Path | None) -> dict[str, dict[str, Any]]:
         return {}
     try:
         rows = json.loads(path.read_bytes())["rows"]
+        compile_markdown(rows)  # as it will be, of these and the new ones
         return {_key(row): row for row in rows}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path} holds no rows of `jaxseg compile`; choose another --out") from None
