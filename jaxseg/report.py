@@ -1,7 +1,6 @@
 """What people look at when a run has ended: the table, the figures, `results.json`."""
 
 import json
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from jaxseg.data.objects import ObjectSource
 from jaxseg.data.source import Source
 from jaxseg.metrics.coco import coco_average_precision
 from jaxseg.predict import detect, predictor, score_objects
-from jaxseg.runlog import read_records
+from jaxseg.runlog import read_records, write_whole
 from jaxseg.runs import load_run
 from jaxseg.visualize import draw_detections, save_curves, save_panels, save_tiles
 
@@ -35,12 +34,9 @@ def write_results(
     out: pathlib.Path, config: Mapping[str, Any], scores: Mapping[str, float], class_names: Sequence[str]
 ) -> None:
     """Writes `results.md` and, last and atomically, `results.json`, whose presence says that the run is whole."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.md").write_text(metrics_table(scores, class_names))
+    write_whole(out / "results.md", metrics_table(scores, class_names))
     finite = {k: v if np.isfinite(v) else None for k, v in scores.items()}
-    staged = out / "results.json.tmp"
-    staged.write_text(json.dumps({"scores": finite, "config": dict(config)}, indent=1) + "\n")
-    os.replace(staged, out / "results.json")
+    write_whole(out / "results.json", json.dumps({"scores": finite, "config": dict(config)}, indent=1) + "\n")
 
 
 def finish_run(out: pathlib.Path, config: Mapping[str, Any], scores: Mapping[str, float], held_out: Source) -> None:
@@ -74,11 +70,9 @@ def finish_detection(
     """
     scores = score_objects(model, variables, held_out, batch=batch, pictures=pictures, score=score)
     print("\n" + average_precision_table(scores))
-    out.mkdir(parents=True, exist_ok=True)
-    staged = out / "results.json.tmp"  # before the pictures: the scores took hours
     finite = {k: v if np.isfinite(v) else None for k, v in scores.items()}
-    staged.write_text(json.dumps({"scores": finite, "config": dict(config)}, indent=1) + "\n")
-    os.replace(staged, out / "results.json")
+    # before the pictures: the scores took hours
+    write_whole(out / "results.json", json.dumps({"scores": finite, "config": dict(config)}, indent=1) + "\n")
     images = [held_out[i]["image"] for i in range(min(panels, len(held_out)))]
     side = -(-model.max_size // 32) * 32
     found = [detect(model, variables, [image], canvas=(side, side))[0] for image in images]

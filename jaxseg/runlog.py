@@ -4,13 +4,14 @@ import contextlib
 import json
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
-__all__ = ["RunLog", "read_records", "require_writable"]
+__all__ = ["RunLog", "naming", "read_records", "require_writable", "write_whole"]
 
 
 def require_writable(folder: pathlib.Path) -> None:
@@ -34,6 +35,31 @@ def read_records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+    """Whatever is written within: an OSError that names no file, as a full disk's does not, names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(f"{path} cannot be written ({error.strerror})") from error
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file and its folder; raises OSError, and leaves what was there, where the whole of it cannot be."""
+    staged = path.with_name(path.name + ".tmp")
+    try:
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staged.write_text(text)
+            os.replace(staged, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            staged.unlink()
+        raise
+
+
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -49,18 +75,16 @@ class RunLog:
     def __init__(self, out: pathlib.Path, *, start: int, steps: int, examples_per_step: int):
         self.steps, self.examples = steps, examples_per_step
         self.silent = jax.process_index() != 0
+        self.out = out
         self.last: float | None = None  # when the last step ended
         self.seconds = 0.0  # a step, smoothed
         if self.silent:
             return
         from tensorboardX import SummaryWriter  # imports PyTorch, where that is installed
 
-        out.mkdir(parents=True, exist_ok=True)
         path = out / "metrics.jsonl"
         kept = [r for r in read_records(path) if r["step"] <= start]
-        staged = path.with_suffix(".tmp")
-        staged.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        os.replace(staged, path)
+        write_whole(path, "".join(json.dumps(r) + "\n" for r in kept))
         self.file = path.open("a")
         self.events = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1 if start else None)
 
@@ -104,10 +128,12 @@ class RunLog:
                 self.events.add_scalar(f"{group}/{name}", value, record["step"])
 
     def close(self) -> None:
-        """Flushes and closes the files."""
-        if not self.silent:
-            self.file.close()
-            self.events.close()
+        """Flushes and closes the files; what can no longer be written is said, and hides no error that led here."""
+        for file in () if self.silent else (self.file, self.events):
+            try:
+                file.close()
+            except OSError as error:
+                print(f"{self.out} has no whole log ({error.strerror})", file=sys.stderr)
 
 
 def _label(name: str) -> str:

@@ -64,9 +64,11 @@ def is_described(config: Any) -> bool:
                 0 < n <= LARGEST
                 and 0 < h <= LARGEST
                 and 0 < w <= LARGEST
+                and len(rows) >= n  # a colour for each
                 and all(isinstance(row, list) and len(row) == 3 for row in rows)
                 and all(isinstance(c, int) and 0 <= c <= 255 for row in rows for c in row)
                 and isinstance(names := config.get("class_names"), list)
+                and len(names) == n
                 and all(isinstance(name, str) for name in names)
             )
     return False

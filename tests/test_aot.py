@@ -219,7 +219,7 @@ def test_no_images_and_no_classes_are_a_mistake(command, option, value, capsys):
 
 
 def test_a_file_of_something_else_is_not_written_over(tmp_path, capsys):
-    for text in ("{", "[]", '{"rows": 3}', '{"rows": [1]}'):
+    for text in ("{", "[]", '{"rows": 3}', '{"rows": [1]}', '{"rows": [{}]}'):
         (tmp_path / "other.json").write_text(text)
         with pytest.raises(SystemExit) as ended:
             main(["compile", "unet_small", "--lower", "cpu", "--size", "16x16", "--out", str(tmp_path / "other.json")])

@@ -18,6 +18,7 @@ from jaxseg.cli.predict import _image_files, _write_pictures
 from jaxseg.cli.train import LOSSES, PIXELWISE, loss_of
 from jaxseg.data import MEAN_COLOUR, DataError, normalize, voc_palette
 from jaxseg.pretrained import start_from
+from jaxseg.runs import is_described, model_config
 from jaxseg.weights import WeightsMismatch, save_weights, to_published
 
 NAMES = ("sky", "ground")
@@ -117,6 +118,13 @@ def test_a_run_converts_to_a_folder_that_predicts_as_it_does(run, photos, tmp_pa
     for load in (jaxseg.load_model, lambda folder: jaxseg.load_weights(folder, model)):
         with pytest.raises(FileNotFoundError, match=r"it is a run's: jaxseg\.load_run opens it, and `jaxseg convert`"):
             load(run)
+
+
+def test_a_config_has_a_name_and_a_colour_for_each_class():
+    config = model_config("unet_small", 2, (16, 16), ["a", "b"], voc_palette(2))
+    assert is_described(config)
+    for change in ({"palette": []}, {"palette": [[0, 0, 0]]}, {"class_names": ["a"]}, {"class_names": ["a", "b", "c"]}):
+        assert not is_described(config | change), change
 
 
 @pytest.mark.parametrize(

@@ -316,7 +316,11 @@ def test_the_command_exports_a_generator(tmp_path, capsys):
     save_model(tmp_path / "model", variables, "stylegan_generator", 3, resolution=16, **NARROW)
     words = ("export", tmp_path / "model", "--out", tmp_path / "g.stablehlo", "--platforms", "cpu")
     assert command(*words) == 0
-    assert "float32[n,512] int32[n] -> (1, 16, 16, 3)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "float32[n,512] int32[n] -> (1, 16, 16, 3)" in said
+    assert "run on noise, float32[1,512] int32[1], it is within" in said
+    assert command(*words, "--size", "32") == 2
+    assert "makes or sees 16x16, not 32x32: leave --size out" in capsys.readouterr().err
     assert model.num_classes == 3
 
 

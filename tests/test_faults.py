@@ -1,7 +1,9 @@
 """A full disk, a folder that cannot be written, a file that vanishes: a message, and a run that goes on."""
 
+import contextlib
 import os
 import pathlib
+import resource
 import shutil
 import sys
 import tempfile
@@ -13,10 +15,12 @@ import tiny_run
 from PIL import Image
 from test_fit import bits, one_device, start, steps_logged, uninterrupted  # noqa: F401
 
-from jaxseg import checkpoint, parallel
+from jaxseg import aot, checkpoint, parallel
 from jaxseg.cli import main
+from jaxseg.cli.arguments import one_message
 from jaxseg.data import DataError, folder
 from jaxseg.data.pipeline import batch_names
+from jaxseg.runlog import RunLog, write_whole
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -71,6 +75,64 @@ def test_a_command_says_once_that_a_save_failed(monkeypatch, capsys):
     for words in ("Event loop is closed", "another"):
         sys.excepthook(RuntimeError, RuntimeError(words), None)
     assert capsys.readouterr().err == "RuntimeError: another\n"
+
+
+@contextlib.contextmanager
+def room_for(size):
+    """No file may grow beyond `size` bytes: the system then says what it says of a full disk, and names none."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path):
+    path = tmp_path / "new" / "rows.json"
+    write_whole(path, "before")
+    with room_for(100), pytest.raises(OSError, match=r"rows\.json cannot be written \(File too large\)"):
+        write_whole(path, "after" * 100)
+    assert path.read_text() == "before"
+    assert [p.name for p in path.parent.iterdir()] == ["rows.json"]
+
+
+def test_commands_name_what_a_full_disk_left_unwritten(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jaxseg.cli.compile.aot.lower_apply", lambda *_: aot.Lowered("cpu", 1, {}, 0, 0, {}, 1))
+    segments = np.zeros((40, 40), np.int32), np.zeros((0, 40, 40)), "none"
+    monkeypatch.setattr("jaxseg.clustering.figure._segment", lambda *_: segments)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    lower = ["compile", "unet_small", "--lower", "cpu", "--apply", "--size", "16x16", "--out"]
+    for words, named in (
+        ([*lower, tmp_path / "rows.json"], tmp_path / "rows.json"),
+        (["cluster", tmp_path / "a.png", "--out", tmp_path / "c"], tmp_path / "c"),
+    ):
+        with room_for(100), pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        assert ended.value.code == 2
+        assert f"error: {named} cannot be written (File too large)" in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_closed_hides_nothing(tmp_path, capsys):
+    log = RunLog(tmp_path, start=0, steps=2, examples_per_step=1)
+    with room_for(0):
+        with pytest.raises(OSError, match=r"metrics\.jsonl cannot be written \(File too large\)"):
+            log.step(1, {"loss": 1.0}, 0.0)
+        log.close()  # on the way out of `fit`, by whatever error that is
+    assert f"{tmp_path} has no whole log (File too large)" in capsys.readouterr().err
+
+
+def test_one_process_of_several_that_cannot_go_on_waits_for_none(monkeypatch, capsys):
+    """The others stand in a collective that it will never join: they fall when it is gone, and not before."""
+    left = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(os, "_exit", left.append)
+    with pytest.raises(SystemExit):
+        main(["cluster", "nowhere.png"])
+    with pytest.raises(SystemExit), one_message():
+        raise DataError("a.png is gone")
+    assert left == [2, 2]
+    assert "error: a.png is gone" in capsys.readouterr().err
 
 
 @pytest.fixture

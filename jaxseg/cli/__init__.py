@@ -114,6 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     import tyro
 
     from jaxseg.data import default_data_dir
+    from jaxseg.interruption import leave_others
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax and Grain narrate; what fails is raised besides
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # jax2onnx leaves a few values without their type
@@ -138,6 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("JAXSEG_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
+        leave_others(2)
         code = 2
     except KeyboardInterrupt:
         code = 130

@@ -17,6 +17,7 @@ from jaxseg import parallel
 from jaxseg.cli import mistakes
 from jaxseg.data import DataError, FolderSource, ShapesSource, check_data, folder, folder_splits, shapes
 from jaxseg.data.check import DataReport
+from jaxseg.interruption import leave_others
 from jaxseg.runlog import require_writable
 
 __all__ = [
@@ -74,6 +75,7 @@ def one_message() -> Iterator[None]:
         if os.environ.get("JAXSEG_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
+        leave_others(2)
         raise SystemExit(2) from None
 
 

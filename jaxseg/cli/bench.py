@@ -16,6 +16,7 @@ from jaxseg import bench
 from jaxseg.bench.measure import Peers, Task, threads_of
 from jaxseg.cli.arguments import Size, demand_output, demand_positive, nearest_model
 from jaxseg.models import MODELS
+from jaxseg.runlog import write_whole
 
 __all__ = ["Bench", "bench_command"]
 
@@ -94,6 +95,9 @@ def _on_cores(count: int) -> Iterator[None]:
 FIGURES = ("images_per_second", "utilisation", "peak_bytes", "compile_s")  # of jaxseg's programs, beside their times
 
 
+LARGEST = 1e30  # figure in a row: beyond floats lie integers that JSON may hold, and infinity
+
+
 def _is_row(row: Any) -> bool:
     """Whether it has what comparisons and tables read of it."""
     try:
@@ -101,9 +105,10 @@ def _is_row(row: Any) -> bool:
         each = [row["times"][what] for what in {"jaxseg", *row["ratio"]}] + list(row["times"].values())
         figures = [row.get(name, {"jaxseg": 0}) for name in FIGURES]
         return (
-            all(t["ms"] > 0 and t["spread_ms"] >= 0 and min(t.get("each_ms", [0])) >= 0 for t in each)
-            and all(figure["jaxseg"] >= 0 and min(figure.values()) >= 0 for figure in figures)
-            and all(ratio >= 0 for ratio in row["ratio"].values())
+            all(1 / LARGEST < t["ms"] < LARGEST and 0 <= t["spread_ms"] < LARGEST for t in each)
+            and all(0 <= ms < LARGEST for t in each for ms in t.get("each_ms", [0]))
+            and all("jaxseg" in figure for figure in figures)
+            and all(0 <= value < LARGEST for figure in (*figures, row["ratio"]) for value in figure.values())
             and isinstance(row["task"], str)
             and isinstance(row["model"], str)
         )
@@ -125,10 +130,7 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def _add(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     kept = _read(path) if path.exists() else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(path.name + ".tmp")
-    staged.write_text(json.dumps(kept + rows, indent=1) + "\n")
-    os.replace(staged, path)
+    write_whole(path, json.dumps(kept + rows, indent=1) + "\n")
 
 
 def _measured(path: pathlib.Path | None, name: str, asked: dict[str, Any], tasks: Sequence[str]) -> bool:

@@ -8,6 +8,7 @@ import tyro
 
 from jaxseg.cli.arguments import demand_output
 from jaxseg.clustering.figure import ClusterConfig, cluster_image
+from jaxseg.runlog import naming
 
 __all__ = ["Cluster", "cluster_command"]
 
@@ -37,6 +38,7 @@ def cluster_command(config: Annotated[Cluster, tyro.conf.arg(name="")]) -> int:
         stems[path.stem] = path
     demand_output(config.out)
     for path in config.paths:
-        files = cluster_image(path, config.out, config.method, config.options)
+        with naming(config.out):
+            files = cluster_image(path, config.out, config.method, config.options)
         print(f"{path}: wrote {', '.join(str(f) for f in files.values())}")
     return 0

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -24,6 +23,7 @@ from jaxseg.bench.tables import markdown
 from jaxseg.cli.arguments import Size, demand_output, demand_positive, demand_shared, mesh_axes, nearest_model
 from jaxseg.models import MODELS
 from jaxseg.programs import is_trained_alone, sized_model
+from jaxseg.runlog import write_whole
 
 __all__ = ["Compile", "compile_command", "compile_markdown"]
 
@@ -249,6 +249,7 @@ def _kept(path: pathlib.Path | None) -> dict[str, dict[str, Any]]:
         return {}
     try:
         rows = json.loads(path.read_bytes())["rows"]
+        compile_markdown(rows)  # as it will be, of these and the new ones
         return {_key(row): row for row in rows}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path} holds no rows of `jaxseg compile`; choose another --out") from None
@@ -256,12 +257,9 @@ def _kept(path: pathlib.Path | None) -> dict[str, dict[str, Any]]:
 
 def _merge(path: pathlib.Path, row: dict[str, Any]) -> None:
     rows = list((_kept(path) | {_key(row): row}).values())
-    path.parent.mkdir(parents=True, exist_ok=True)
     versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
-    staged = path.with_name(path.name + ".tmp")
-    staged.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
-    os.replace(staged, path)
-    path.with_suffix(".md").write_text(compile_markdown(rows))
+    write_whole(path, json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+    write_whole(path.with_suffix(".md"), compile_markdown(rows))
 
 
 def _row(config: Compile, name: str, what: str) -> dict[str, Any]:

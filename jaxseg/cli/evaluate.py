@@ -28,6 +28,7 @@ from jaxseg.fit import evaluate_batches, evaluation_feed
 from jaxseg.losses import cross_entropy
 from jaxseg.predict import score_objects
 from jaxseg.report import average_precision_table, metrics_table
+from jaxseg.runlog import write_whole
 from jaxseg.runs import load_described
 from jaxseg.train import TrainState, supervised
 
@@ -69,8 +70,7 @@ def _write(config: Evaluate, split: str, scores: Mapping[str, float]) -> None:
     out = config.out or config.run / f"evaluation-{split}.json"
     finite = {k: v if np.isfinite(v) else None for k, v in scores.items()}
     if jax.process_index() == 0:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(finite, indent=1) + "\n")
+        write_whole(out, json.dumps(finite, indent=1) + "\n")
         print(f"wrote {out}")
 
 

@@ -126,6 +126,10 @@ def export_command(config: Annotated[Export, tyro.conf.arg(name="")]) -> int:
         size = config.size
     else:
         model, variables, trained_size, _ = load_trained(config.model, config.weights, config.classes, None)
+        side = getattr(model, "resolution", None)
+        if side is not None and config.size not in (None, (side, side)):
+            wrong = "x".join(map(str, config.size))
+            raise ValueError(f"{config.model} makes or sees {side}x{side}, not {wrong}: leave --size out")
         size = config.size or trained_size
     data: bytes | bytearray
     if onnx:
@@ -153,5 +157,6 @@ def export_command(config: Annotated[Export, tyro.conf.arg(name="")]) -> int:
     if checked is None:
         print(f"not run: it is for {', '.join(config.platforms)}, and this is {_platform()}")
     else:
-        print(f"run on {size[0]}x{size[1]} noise, it is within {checked[1]:.1e} of the model")
+        noise = " ".join(jax.typeof(x).str_short() for x in _example(model, config.batch or 1, size))
+        print(f"run on noise, {noise}, it is within {checked[1]:.1e} of the model")
     return 0
