@@ -1,6 +1,6 @@
 """What a start of `jaxseg predict` has compiled, kept for the next with the entries of the file that it takes.
 
-JAX finds a compiled program by what a model traces to, and a trace takes a second. What lies here, in a folder beside
+JAX finds a compiled program by what a model traces to, and a trace takes a second. What lies here, in a folder within
 JAX's, is found by a hash of all that the trace comes from: this package's sources, JAX with its settings, the device,
 the words of the command, names and shapes in the file. Like JAX's own cache it is code, and only as safe as its folder.
 """
@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -53,8 +54,8 @@ def _processor() -> str:
     return f"{platform.machine()} {platform.processor()}"
 
 
-def question(asked: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> str:
-    """The name of what is kept for `asked` of a file with the arrays of `state`."""
+def question(asked: Mapping[str, Any], shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> str:
+    """The name of what is kept for `asked` of a file whose arrays have those shapes and types."""
     root = pathlib.Path(__file__).parents[1]
     hashed = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -63,30 +64,48 @@ def question(asked: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> str:
     versions = jax.__version__, jaxlib.__version__, importlib.metadata.version("flax"), device.client.platform_version
     flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     machine = device.platform, device.device_kind, _processor(), flags
-    arrays = [(name, array.shape, str(array.dtype)) for name, array in state.items()]
     hashed.update(repr((versions, machine, sorted(jax.config.values.items()))).encode())
-    hashed.update(repr((sorted(asked.items()), sorted(arrays))).encode())
+    hashed.update(repr((sorted(asked.items()), sorted(shapes.items()))).encode())
     return hashed.hexdigest()
 
 
-def find(name: str, state: Mapping[str, np.ndarray]) -> Kept | None:
-    """What is kept under that name, with the arrays of `state`; None where nothing is, or not the whole of it."""
+def find(name: str, read: Callable[[], Mapping[str, np.ndarray]]) -> Kept | None:
+    """What is kept under that name, with the arrays that `read` gives; None where nothing is, or not the whole of it.
+
+    Raises what `read` does.
+    """
     folder = _folder()
-    try:
-        if folder is None:
-            return None
-        header, _, data = zlib.decompress((folder / name).read_bytes()).partition(b"\n")  # a checksum is in it
-        told = json.loads(header)
-        os.utime(folder / name)
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:  # the one reads while the other copies
-            loading = pool.submit(_load, data, len(told["entries"]))
-            arrays = [
-                jax.device_put(np.ascontiguousarray(state[entry].transpose(axes), dtype))
-                for entry, axes, dtype in told["entries"]
-            ]
-            return Kept(functools.partial(loading.result(), arrays), told["about"])
-    except (OSError, zlib.error, jax.errors.JaxRuntimeError):
+    if folder is None:
         return None
+    try:
+        header, _, data = zlib.decompress((folder / name).read_bytes()).partition(b"\n")  # a checksum is in it
+        os.utime(folder / name)
+    except (OSError, zlib.error):
+        return None
+    told = json.loads(header)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:  # the one reads a program while the other reads arrays
+        loading = pool.submit(_load, data, len(told["entries"]))
+        arrays = _in_order(read(), told["entries"])
+        try:
+            return Kept(functools.partial(loading.result(), arrays), told["about"])
+        except jax.errors.JaxRuntimeError:  # it was compiled for something else than this machine, after all
+            return None
+
+
+def _in_order(state: Mapping[str, np.ndarray], entries: Sequence[Sequence[Any]]) -> list[Array]:
+    """The arrays that a program takes, in one block at places where XLA on a CPU reads them without another copy."""
+    step = 64  # bytes, XLA's alignment
+    room = [-(-state[name].size * np.dtype(dtype).itemsize // step) * step for name, _, dtype in entries]
+    block = np.empty(sum(room) + step, np.uint8)
+    at = -block.ctypes.data % step
+    arrays = []
+    for (name, axes, dtype), size in zip(entries, room, strict=True):
+        array = state[name].transpose(axes)
+        here = block[at : at + array.size * np.dtype(dtype).itemsize].view(dtype).reshape(array.shape)
+        here[...] = array
+        arrays.append(jax.device_put(here))
+        at += size
+    return arrays
 
 
 def _load(data: bytes, arrays: int) -> jax.stages.Compiled:
@@ -100,13 +119,24 @@ def _load(data: bytes, arrays: int) -> jax.stages.Compiled:
 def compiled_for(
     apply: Callable[[PyTree, Array], Array], variables: PyTree, images: Sequence[int]
 ) -> jax.stages.Compiled:
-    """`apply`, of (variables, images), as a compiled program of (the variables' arrays, images of that shape)."""
+    """`apply`, of (variables, images), as a compiled program of (the variables' arrays, images of that shape).
+
+    JAX's own cache does not get it: XLA cannot write a CPU program again that it has read, and what is written of one
+    is found to lack functions when it runs. Nobody else's program has the name of this one.
+    """
     leaves, structure = jax.tree.flatten(variables)
 
-    def logits(arrays: Sequence[Array], images: Array) -> Array:
+    def jaxseg_predict(arrays: Sequence[Array], images: Array) -> Array:
         return apply(jax.tree.unflatten(structure, arrays), images)
 
-    return jax.jit(logits).lower(leaves, jax.ShapeDtypeStruct(images, np.uint8)).compile()
+    lowered = jax.jit(jaxseg_predict).lower(leaves, jax.ShapeDtypeStruct(images, np.uint8))
+    least = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[least]
+    jax.config.update(least, math.inf)
+    try:
+        return lowered.compile()
+    finally:
+        jax.config.update(least, before)
 
 
 def keep(

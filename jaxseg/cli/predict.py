@@ -3,11 +3,12 @@
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from jaxseg.cli.arguments import Size, bar, demand_output
 from jaxseg.data import IGNORE, IMAGE_SUFFIXES, DataError, read_image
 from jaxseg.predict.canvas import canvas_predictor
 from jaxseg.visualize import overlay, palette_image
-from jaxseg.weights.files import DESCRIPTIONS, read_weights, weights_file
+from jaxseg.weights.files import DESCRIPTIONS, read_weights, weights_file, weights_header
 
 __all__ = ["Predict", "Question", "Segmenter", "predict_command", "sees_once"]
 
@@ -125,10 +126,11 @@ def sees_once(config: Predict) -> bool:
 
 
 class Question(NamedTuple):
-    """A prediction that an earlier start may have traced: what it is kept under, and the arrays of its file."""
+    """A prediction that an earlier start may have compiled: what it is kept under, and the file's arrays."""
 
     name: str
-    state: dict[str, np.ndarray]
+    shapes: Mapping[str, tuple[tuple[int, ...], str]]
+    read: Callable[[], dict[str, np.ndarray]]
 
 
 def _question(config: Predict, images: int) -> Question | None:
@@ -138,14 +140,16 @@ def _question(config: Predict, images: int) -> Question | None:
     known = weights.is_file() or (described and not (weights / "checkpoints").is_dir())
     if config.shard or config.long_side is not None or not sees_once(config) or not known:
         return None
-    state = read_weights(weights if weights.is_file() else weights_file(weights))
+    file = weights if weights.is_file() else weights_file(weights)
+    read: Callable[[], dict[str, np.ndarray]] = functools.cache(functools.partial(read_weights, file))
+    shapes = weights_header(file) or {name: (array.shape, str(array.dtype)) for name, array in read().items()}
     asked = {"model": config.model, "classes": config.classes, "size": config.size, "described": described}
-    return Question(kept.question({**asked, "together": min(config.batch, images)}, state), state)
+    return Question(kept.question({**asked, "together": min(config.batch, images)}, shapes), shapes, read)
 
 
 def _kept(question: Question, images: int) -> Segmenter | None:
     """What an earlier start has compiled."""
-    found = kept.find(question.name, question.state)
+    found = kept.find(question.name, question.read)
     if found is None:
         return None
     size, output_size = (tuple(found.about[k]) for k in ("size", "output_size"))

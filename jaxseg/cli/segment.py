@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import numpy as np
 
 from jaxseg.cli import kept
 from jaxseg.cli.arguments import placement_of
@@ -33,7 +34,8 @@ def _compiled(question: Question, trained: Trained, images: int) -> Segmenter:
     seen = images if output_size == size else 1  # in tiles, one at a time
     program = kept.compiled_for(apply, variables, (seen, *size, 3))
     about = {"size": size, "output_size": output_size, "palette": palette.tolist()}
-    kept.keep(question.name, program, variables, entries_of(question.state, model), about)
+    blank = {name: np.broadcast_to(np.float32(0), shape) for name, (shape, _) in question.shapes.items()}
+    kept.keep(question.name, program, variables, entries_of(blank, model), about)
     logits = functools.partial(program, jax.device_put(jax.tree.leaves(variables)))
     return Segmenter(canvas_predictor(logits, size, output_size, images), images, palette)
 

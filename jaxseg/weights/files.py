@@ -12,7 +12,7 @@ import numpy as np
 from jaxseg.weights.pth import read_pth
 from jaxseg.weights.wrapped import averaged
 
-__all__ = ["DESCRIPTIONS", "of_run", "read_weights", "warn_not_finite", "weights_file"]
+__all__ = ["DESCRIPTIONS", "of_run", "read_weights", "warn_not_finite", "weights_file", "weights_header"]
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in a folder of weights
 DESCRIPTIONS = ("model.json", "config.json")  # beside them
@@ -154,6 +154,20 @@ def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     state = READERS[path.suffix](path)
     warn_not_finite(path, state)
     return state
+
+
+def weights_header(path: pathlib.Path) -> dict[str, tuple[tuple[int, ...], str]] | None:
+    """Shape and type of each array, by the header of a whole `.safetensors` file; None for any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+    except (SafetensorError, OSError):
+        return None
 
 
 def weights_file(folder: pathlib.Path) -> pathlib.Path:
