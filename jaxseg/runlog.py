@@ -41,9 +41,9 @@ def naming(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        if error.filename is not None or str(path) in str(error):
             raise
-        raise OSError(f"{path} cannot be written ({error.strerror})") from error
+        raise OSError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:

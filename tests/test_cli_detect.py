@@ -1,6 +1,7 @@
 """`jaxseg predict` with a detector: figure, COCO's JSON and instance map of a photograph."""
 
 import json
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -143,6 +144,26 @@ def test_results_of_coco_s_files_are_read_by_pycocotools(tmp_path):
     listed = COCO(str(tmp_path / "truth.json")).loadRes(read[0] + read[1])
     assert sorted({a["image_id"] for a in listed.anns.values()}) == [139, 285]
     assert listed.annToMask(listed.anns[1]).shape == (40, 60)
+
+
+def test_a_figure_that_a_full_disk_cuts_short_is_named(tmp_path):
+    Image.new("RGB", (60, 40), (9, 90, 200)).save(tmp_path / "a.png")
+    files = [(tmp_path / "a.png", Path("a"))]
+    words = Scattered(), {}, ("background", "a", "b"), files, tmp_path / "out", lambda *at: None
+    cli_detect.detect_files(*words)
+    sizes = {kind: (tmp_path / "out" / f"a_detections.{kind}").stat().st_size for kind in ("json", "png")}
+    assert sizes["json"] < sizes["png"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    outcome = []
+    for room in (10, sizes["json"]):  # bytes of a file, which stand for a full disk
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+            cli_detect.detect_files(*words)
+        except OSError as error:
+            outcome.append(str(error).removeprefix(f"{tmp_path}/out/"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert outcome == [f"a_detections.{kind} cannot be written (File too large)" for kind in ("json", "png")]
 
 
 def test_what_is_no_detector_and_no_weights(tmp_path, capsys):

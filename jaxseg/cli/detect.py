@@ -15,6 +15,7 @@ from jaxseg.data.source import DataError
 from jaxseg.detect import detect, paste_each
 from jaxseg.metrics.coco import mask_to_rle
 from jaxseg.models import create_model
+from jaxseg.runlog import naming, write_whole
 from jaxseg.visualize import draw_detections
 from jaxseg.weights import from_published, read_weights
 from jaxseg.weights.folder import read_json
@@ -143,13 +144,15 @@ def detect_files(
             for (file, base, image), found in zip(group, together, strict=True):
                 if found.masks is not None:
                     found = found.replace(masks=_RunLengths(found, (image.shape[0], image.shape[1])))
-                base.parent.mkdir(parents=True, exist_ok=True)
                 results = json.dumps(_coco_results(found, _image_id(file)))
-                base.with_name(base.name + "_detections.json").write_text(results + "\n")
+                write_whole(base.with_name(base.name + "_detections.json"), results + "\n")
+                pictures = {"detections": draw_detections(image, found, names, palette, threshold=threshold)}
                 if found.masks is not None:
-                    Image.fromarray(_instance_map(found, threshold)).save(base.with_name(base.name + "_instances.png"))
-                figure = draw_detections(image, found, names, palette, threshold=threshold)
-                Image.fromarray(figure).save(base.with_name(base.name + "_detections.png"))
+                    pictures["instances"] = _instance_map(found, threshold)
+                for kind, pixels in pictures.items():
+                    path = base.with_name(f"{base.name}_{kind}.png")
+                    with naming(path):
+                        Image.fromarray(pixels).save(path)
             group.clear()
         progress(done, len(files))
     return skipped

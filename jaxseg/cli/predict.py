@@ -20,6 +20,7 @@ from jaxseg.cli import kept
 from jaxseg.cli.arguments import Size, bar, demand_output
 from jaxseg.data import IGNORE, IMAGE_SUFFIXES, DataError, read_image
 from jaxseg.predict.canvas import canvas_predictor
+from jaxseg.runlog import naming
 from jaxseg.visualize import overlay, palette_image
 from jaxseg.weights.files import DESCRIPTIONS, read_weights, weights_file, weights_header
 
@@ -183,10 +184,8 @@ def _write_pictures(base: pathlib.Path, image: np.ndarray, labels: np.ndarray, p
     pictures = (*shown, Image.fromarray(overlay(image, labels, palette)))
     for kind, picture in zip(("labels", "palette", "overlay"), pictures, strict=True):
         path = base.with_name(f"{base.name}_{kind}.png")
-        try:
+        with naming(path):
             picture.save(path)
-        except OSError as error:  # a full disk names no file
-            raise OSError(f"{path} cannot be written ({error.strerror or error}): it is not whole") from error
 
 
 def _detect(config: Predict, files: list[tuple[pathlib.Path, pathlib.Path]], model: Any, variables: PyTree) -> int:

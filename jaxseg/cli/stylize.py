@@ -19,6 +19,7 @@ from jaxseg.cli.arguments import bar, demand_output
 from jaxseg.data import IMAGE_SUFFIXES, DataError, count_frames, read_frames, read_image
 from jaxseg.models.adain_transfer import ENCODERS, LEAST, AdaINTransfer
 from jaxseg.ops.color import match_colors
+from jaxseg.runlog import naming
 from jaxseg.runs import load_variables
 from jaxseg.weights import load_adain_transfer, load_model
 from jaxseg.weights.folder import description
@@ -225,7 +226,8 @@ def stylize_command(config: Annotated[Stylize, tyro.conf.arg(name="")]) -> int:
                     content = _scaled(frame, path, config.size)
                     masks = _regions(config.masks, path, content.shape[:2]) if config.masks else None
                     image = run(content, styles, weights, masks, config.alpha)
-                    Image.fromarray(np.asarray(image)).save(config.out / name)
+                    with naming(config.out / name):
+                        Image.fromarray(np.asarray(image)).save(config.out / name)
                     count += 1
                     progress(done, total)
             except DataError as error:
