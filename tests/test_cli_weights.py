@@ -187,8 +187,9 @@ def test_the_other_publisher_s_pspnet_names_the_models_that_fit(tmp_path):
 
 
 @pytest.fixture
-def programs(tmp_path):
+def programs(tmp_path, monkeypatch):
     """The folder in which starts find what others have compiled."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))  # or the command line sets its own
     before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
     yield tmp_path / "cache" / "jaxseg"
