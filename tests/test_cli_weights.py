@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from test_cli import jaxseg_command
 
 import jaxseg
-from jaxseg.cli import kept
+from jaxseg.cli import kept, predict
 from jaxseg.cli.trained import load_trained
 from jaxseg.pretrained import fields_of, start_from
 from jaxseg.weights import WeightsMismatch, convert, save_weights, to_published
@@ -305,3 +305,24 @@ def test_the_oldest_programs_go_and_a_folder_that_cannot_be_written_stops_nobody
     jax.config.update("jax_compilation_cache_dir", None)
     kept.keep("e", program, variables, entries, {})
     assert kept.find("e", dict) is None
+
+
+def test_weights_that_are_not_finite_are_said_once_and_a_cache_that_is_no_folder_is_jax_s_own(
+    tmp_path, photo, programs, recwarn
+):
+    model, _ = written(tmp_path / "w.safetensors", "unet_resnet18", 3)
+    state = {name: np.array(a) for name, a in to_published(model, variables_of(model)).items()}
+    state["encoder.conv1.weight"][0] = np.nan
+    np.savez(tmp_path / "w.npz", **state)
+    words = ("predict", "unet_resnet18", photo, "--size", "32", "--out", tmp_path / "o", "--weights")
+    for _ in ("cold", "warm"):
+        recwarn.clear()
+        assert jaxseg_command(*words, tmp_path / "w.npz") == 0
+        assert [w.category for w in recwarn if "encoder.conv1.weight holds NaN" in str(w.message)] == [UserWarning]
+    (tmp_path / "w.npz").write_bytes(b"PK")
+    assert jaxseg_command(*words, tmp_path / "w.npz") == 2
+    assert len([*programs.iterdir()]) == 1
+    jax.config.update("jax_compilation_cache_dir", "gs://bucket/cache")
+    assert kept.programs_folder() is None
+    config = predict.Predict("unet_resnet18", (photo,), weights=tmp_path / "w.safetensors")
+    assert predict._question(config, 1) is None

@@ -93,8 +93,6 @@ def _on_cores(count: int) -> Iterator[None]:
 
 
 FIGURES = ("images_per_second", "utilisation", "peak_bytes", "compile_s")  # of jaxseg's programs, beside their times
-
-
 LARGEST = 1e30  # figure in a row: beyond floats lie integers that JSON may hold, and infinity
 
 

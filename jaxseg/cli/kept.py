@@ -25,7 +25,7 @@ import numpy as np
 from jax.experimental import serialize_executable
 from jaxtyping import Array, PyTree
 
-__all__ = ["Kept", "compiled_for", "find", "keep", "question"]
+__all__ = ["Kept", "compiled_for", "find", "keep", "programs_folder", "question"]
 
 MOST = 64  # programs that are kept; of more the oldest go
 
@@ -37,7 +37,7 @@ class Kept(NamedTuple):
     about: Mapping[str, Any]
 
 
-def _folder() -> pathlib.Path | None:
+def programs_folder() -> pathlib.Path | None:
     """Where programs are kept; None where JAX keeps none, or not in a folder."""
     cache = jax.config.values["jax_compilation_cache_dir"]
     if not cache or "://" in cache or not jax.config.values["jax_enable_compilation_cache"]:
@@ -74,7 +74,7 @@ def find(name: str, read: Callable[[], Mapping[str, np.ndarray]]) -> Kept | None
 
     Raises what `read` does.
     """
-    folder = _folder()
+    folder = programs_folder()
     if folder is None:
         return None
     try:
@@ -151,7 +151,7 @@ def keep(
     `entries` has of each variable's path the name in the file, and the axes there in the variable's order. `about` is
     anything that JSON holds.
     """
-    folder = _folder()
+    folder = programs_folder()
     if folder is None:
         return
     named = [(tuple(key.key for key in path), x) for path, x in jax.tree.leaves_with_path(variables)]

@@ -3,7 +3,6 @@
 import collections
 import concurrent.futures
 import dataclasses
-import functools
 import itertools
 import os
 import pathlib
@@ -127,30 +126,32 @@ def sees_once(config: Predict) -> bool:
 
 
 class Question(NamedTuple):
-    """A prediction that an earlier start may have compiled: what it is kept under, and the file's arrays."""
+    """A prediction that an earlier start may have compiled: what it is kept under, the file, and its arrays' shapes."""
 
     name: str
+    file: pathlib.Path
     shapes: Mapping[str, tuple[tuple[int, ...], str]]
-    read: Callable[[], dict[str, np.ndarray]]
 
 
 def _question(config: Predict, images: int) -> Question | None:
     """None where nothing is kept: images in shares, or in windows, and runs, whose checkpoints are no such files."""
+    if config.shard or config.long_side is not None or not sees_once(config) or kept.programs_folder() is None:
+        return None
     weights = config.weights or pathlib.Path(config.model)
     described = {name: (weights / name).read_bytes() for name in DESCRIPTIONS if (weights / name).is_file()}
-    known = weights.is_file() or (described and not (weights / "checkpoints").is_dir())
-    if config.shard or config.long_side is not None or not sees_once(config) or not known:
+    if not weights.is_file() and (not described or (weights / "checkpoints").is_dir()):
         return None
     file = weights if weights.is_file() else weights_file(weights)
-    read: Callable[[], dict[str, np.ndarray]] = functools.cache(functools.partial(read_weights, file))
-    shapes = weights_header(file) or {name: (array.shape, str(array.dtype)) for name, array in read().items()}
+    shapes = weights_header(file)
+    if shapes is None:
+        return None
     asked = {"model": config.model, "classes": config.classes, "size": config.size, "described": described}
-    return Question(kept.question({**asked, "together": min(config.batch, images)}, shapes), shapes, read)
+    return Question(kept.question({**asked, "together": min(config.batch, images)}, shapes), file, shapes)
 
 
 def _kept(question: Question, images: int) -> Segmenter | None:
     """What an earlier start has compiled."""
-    found = kept.find(question.name, question.read)
+    found = kept.find(question.name, lambda: read_weights(question.file))
     if found is None:
         return None
     size, output_size = (tuple(found.about[k]) for k in ("size", "output_size"))

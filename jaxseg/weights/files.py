@@ -157,16 +157,19 @@ def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def weights_header(path: pathlib.Path) -> dict[str, tuple[tuple[int, ...], str]] | None:
-    """Shape and type of each array, by the header of a whole `.safetensors` file; None for any other file."""
+    """Shape and type of each array that `read_weights` gives, by the header alone of a `.safetensors` file.
+
+    None for a file that it refuses, which has not said yet why.
+    """
     from safetensors import SafetensorError, safe_open
 
-    if path.suffix != ".safetensors":
-        return None
     try:
+        if path.suffix != ".safetensors":
+            return {name: (array.shape, str(array.dtype)) for name, array in READERS[path.suffix](path).items()}
         with safe_open(path, framework="numpy") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
             return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
-    except (SafetensorError, OSError):
+    except (SafetensorError, KeyError, ValueError, OSError):
         return None
 
 

@@ -301,12 +301,10 @@ class Entry(NamedTuple):
     axes: tuple[int, ...]
 
 
-def entries_of(
-    state: Mapping[str, np.ndarray], model: nn.Module, *, where: str = "the state_dict"
-) -> dict[Path, Entry]:
+def entries_of(state: Mapping[str, np.ndarray], model: nn.Module) -> dict[Path, Entry]:
     """The entry of a published state_dict that each variable of `model` loads from; its values are not looked at."""
     given = {id(array): name for name, array in state.items()}
-    publisher, names, entries = _fit(state, model, _shapes(model), where)
+    publisher, names, entries = _fit(state, model, _shapes(model), "the state_dict")
     return {
         place: Entry(given[id(entries[name])], _axes(publisher, np.ndim(entries[name])))
         for name, place in names.items()
