@@ -22,6 +22,7 @@ PLAIN = (("unet_small", (8, 1)),)  # compiling for eight devices takes a quarter
 IN_WIDTH = ("deeplabv3_resnet50",)
 # each device has a row (and a column) at stride 32, and every layer's halo comes from others
 SIZES = {(8, 1): (256, 32), (2, 4): (64, 128)}
+IN_FLOAT64 = [("pspnet_resnet50", (2, 4)), ("deeplabv3_resnet50", (8, 1))]
 EACH = [(n, (8, 1)) for n in KINDS] + [(n, (2, 4)) for n in IN_WIDTH]
 
 
@@ -76,6 +77,8 @@ def test_eight_shares_of_an_image_are_the_image(name, shares):
         (gradients, logits, state), (shared_gradients, shared, shared_state) = one[mode], eight[mode]
         assert len(shared.sharding.device_set) == 8
         np.testing.assert_allclose(shared, logits, rtol=3e-5, atol=1e-4 * min(1, np.std(logits)), err_msg=mode)
+        if (name, shares) in IN_FLOAT64:  # there to 1e-7: here a ReLU near 0 may fall on either side
+            gradients, shared_gradients = {}, {}
         for (path, a), b in zip(
             jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(shared_gradients), strict=True
         ):
@@ -88,7 +91,7 @@ def test_eight_shares_of_an_image_are_the_image(name, shares):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "shares"), [("pspnet_resnet50", (2, 4))])
+@pytest.mark.parametrize(("name", "shares"), IN_FLOAT64)
 def test_in_float64_it_is_the_same_function(name, shares):
     """What is left above is rounding, which batch norms over few pixels amplify."""
     with jax.enable_x64(True):
