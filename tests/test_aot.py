@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models.test_detectors import small
+from tiers import some_slow
 
 import jaxseg
 from jaxseg import aot, parallel
@@ -148,7 +149,7 @@ def tiny_models():
     }
 
 
-@pytest.mark.parametrize("name", list(tiny_models()))
+@pytest.mark.parametrize("name", some_slow(tiny_models(), {"mask_rcnn", "stylegan"}))
 def test_programs_lower_for_a_gpu_that_is_not_here(name):
     model, size = tiny_models()[name]
     apply = aot.lower_apply(model, size, 2, "cuda")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_run
 from test_fit import one_device, start, steps_logged, uninterrupted, wait_for  # noqa: F401
+from tiers import some_slow
 
 from jaxseg import parallel
 from jaxseg.runlog import read_records
@@ -39,12 +40,9 @@ TOPOLOGIES = {
 }
 
 
-@pytest.mark.parametrize(
-    "options",
-    [pytest.param(o, id=name, marks=[pytest.mark.slow] * (name == "spatial")) for name, o in TOPOLOGIES.items()],
-)
-def test_two_processes_train_as_one_device(options, uninterrupted, tmp_path):  # noqa: F811
-    outputs = together(tmp_path / "run", "--steps", 6, *options)
+@pytest.mark.parametrize("name", some_slow(TOPOLOGIES, {"spatial", "pmap"}))
+def test_two_processes_train_as_one_device(name, uninterrupted, tmp_path):  # noqa: F811
+    outputs = together(tmp_path / "run", "--steps", 6, *TOPOLOGIES[name])
     want = [r["loss"] for r in read_records(uninterrupted / "metrics.jsonl") if "loss" in r][:6]
     got = [r["loss"] for r in read_records(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
     assert steps_logged(tmp_path / "run") == [1, 2, 3, 4, 5, 6]

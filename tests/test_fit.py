@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
+from tiers import some_slow
 
 from jaxseg import checkpoint, parallel
 from jaxseg.fit import Feed, NonFiniteLoss, Run, fit
@@ -190,7 +191,7 @@ def test_another_config_is_refused_with_the_fields(tmp_path):
     assert sorted(p for p in tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("topology", ["data=8", "fsdp=8", "pmap"])
+@pytest.mark.parametrize("topology", some_slow(["data=8", "fsdp=8", "pmap"], {"fsdp=8", "pmap"}))
 def test_a_checkpoint_goes_on_on_other_devices(topology, uninterrupted, stopped, tmp_path):
     out = shutil.copytree(stopped[0], tmp_path / "run")
     placement = {

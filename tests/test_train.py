@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiers import some_slow
 
 from jaxseg import parallel
 from jaxseg.losses import cross_entropy, dice_loss
@@ -65,7 +66,7 @@ def losses_over(placement_name, steps=5):
     return np.array(history), jax.device_get(state), jax.device_get(sums)
 
 
-@pytest.mark.parametrize("placement", ["data", "fsdp", "width", "pmap"])
+@pytest.mark.parametrize("placement", some_slow(["data", "fsdp", "width", "pmap"], {"fsdp", "width"}))
 def test_every_placement_gives_the_losses_of_one_device(placement):
     want, want_state, want_sums = losses_over("one")
     got, state, sums = losses_over(placement)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.named import fill
+from tiers import some_slow
 
 import jaxseg
 from jaxseg.backbones.fpn import FPN, SingleLevel
@@ -168,7 +169,7 @@ def test_parameters_as_published(name):
 NARROW = [name for name in DETECTORS if "resnet101" not in name]  # whose few channels are those of 50 layers
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", some_slow(NARROW, {n for n in NARROW if "mobilenet" in n or n.endswith("v2")}))
 def test_shapes_and_dtypes(name):
     model = small(name)
     variables = init_shapes(model)
@@ -276,7 +277,7 @@ def test_group_norm_is_its_definition(channels, groups):
     np.testing.assert_allclose(np.asarray(half, np.float32), expected, atol=0.3)
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", some_slow(NARROW, {*NARROW} - {"fasterrcnn_vgg16", "maskrcnn_small"}))
 def test_group_norm_norms_every_detector(name):
     model = small(name)
     norms = {"norm": GroupNorm} if model.norm is not None else {}

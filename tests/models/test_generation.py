@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.named import value
+from tiers import some_slow
 
 import jaxseg
 from jaxseg.models import model_source
@@ -349,7 +350,7 @@ def test_bfloat16_computes_what_float32_does(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", some_slow([jnp.float32, jnp.bfloat16], {jnp.float32}))
 def test_no_variance_is_no_nan(dtype):
     """A generator of zeros, whose instance norms have none, and a batch of one flat image, with R1's own gradient."""
     model, variables = case("stylegan_generator")

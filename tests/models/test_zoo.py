@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.named import fill, image
+from tiers import some_slow
 
 import jaxseg
 from jaxseg.backbones.googlenet import googlenet
@@ -166,6 +167,8 @@ def _distinct():
 DISTINCT = _distinct()
 # The rest differ from others by a backbone that is tried with another head; compiling takes most of the time
 TRIED = tuple(n for n in DISTINCT if n not in ("deeplabv3_mobilenet_v2", "deeplabv3plus_mobilenet_v2"))
+# Dozens of layers, which take seconds to compile in train mode
+COSTLY = {"fcn_googlenet", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "deeplabv3plus_resnet34"}
 
 
 @functools.cache
@@ -241,7 +244,7 @@ def test_logits_are_the_references(name):
             close(features[feature][:, ::3, ::5, :3], golden()[f"{name} {feature}"])
 
 
-@pytest.mark.parametrize("name", [*NORMED, *(n for n in LIVE if n in TRIED)])
+@pytest.mark.parametrize("name", some_slow([*NORMED, *(n for n in LIVE if n in TRIED)], COSTLY))
 def test_train_mode_is_the_references(name):
     model, variables, images = narrow(name)
     model = model.clone(**{field: 0.0 for field in ("dropout", "aux_dropout") if hasattr(model, field)})
@@ -299,7 +302,7 @@ def test_remat_changes_nothing(name):
             np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (31, 33), (224, 97), (250, 333)])
+@pytest.mark.parametrize("size", some_slow([(1, 1), (31, 33), (224, 97), (250, 333)], {(31, 33), (224, 97)}))
 @pytest.mark.parametrize("name", [n for n in DISTINCT if n not in ("unet", "unet_valid", "unet_vgg16_bn")])
 def test_any_size_is_accepted(name, size):
     model, variables, _ = narrow(name)
