@@ -17,8 +17,9 @@ __all__ = ["WIDTH_AXIS", "conv", "conv_transpose", "fully_connected_conv"]
 WIDTH_AXIS = "width"  # of a mesh: the images' width is shared out over it
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-LEAST_CHANNELS = 32  # below, turning an image round takes what the products save
-LEAST_PIXELS = 512
+LEAST_CHANNELS = 16  # below, turning an image round takes what the products save
+LEAST_PIXELS = 64
+MOST_COLUMNS = 96  # of a kernel times its channels, in one product
 _NONE, _BORDER = ((0, 0), (0, 0)), ((1, 1), (1, 1))
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -111,28 +112,51 @@ def fully_connected_conv(
     )
 
 
+def _shifted(x: Array, axis: int, low: int, size: int) -> Array:
+    """`x` with `low` zeros before it, or less `-low` of it, cut or filled up to that size along an axis."""
+    edges = [(0, 0, 0)] * x.ndim
+    edges[axis] = (low, size - low - x.shape[axis], 0)
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), edges)
+
+
 def _kernel_gradient(
     x: Array, slope: Array, strides: tuple[int, int], pads: Pads, window: tuple[int, int]
 ) -> Float[Array, "kh kw c features"]:
-    """The gradient for a kernel: for each of its columns the rows of `x` over those of `slope`.
+    """The gradient for a kernel: the convolution of `x` along the height whose window is the whole of `slope`.
 
-    Of the convolution whose window is the whole of `slope`; a channel's pixels of a row lie side by side.
+    A channel's pixels of a row lie side by side. To a column of the kernel they lie shifted against those of `slope`:
+    whichever has fewer channels is copied for each, narrow ones for several columns at once.
     """
-    (n, h2, w2, features), c = slope.shape, x.shape[-1]
-    rows = (h2 - 1) * strides[0] + window[0]
+    (h2, w2, features), (h, w, c), (kh, kw) = slope.shape[1:], x.shape[1:], window
+    (top, _), (left, _) = pads
+    rows = (h2 - 1) * strides[0] + kh - top  # of x, those that are seen; more than it has are zeros
     still = jax.lax.optimization_barrier  # what is turned round is computed once, and in the order that it lies in
-    slope = still(slope)
-    x = still(jnp.pad(still(x.transpose(3, 1, 0, 2)), ((0, 0), pads[0], (0, 0), pads[1]))[:, :rows])
-    slope = slope.transpose(1, 0, 2, 3).reshape(h2, n * w2, features)
-    columns = []
-    for j in range(window[1]):
-        seen = jax.lax.slice_in_dim(x, j, j + (w2 - 1) * strides[1] + 1, strides[1], 3)
-        seen = still(seen.reshape(c, rows, n * w2))
-        dims = ("NHC", "HIO", "NHC")
-        columns.append(
-            jax.lax.conv_general_dilated(seen, slope, (1,), "VALID", rhs_dilation=strides[:1], dimension_numbers=dims)
+    x = still(still(x[:, :rows]).transpose(3, 1, 0, 2))
+    slope = still(slope).transpose(1, 0, 2, 3)
+    of_slope = features <= c and strides[1] == 1
+    at_once = max(MOST_COLUMNS // min(c, features), 1)
+    blocks = []
+    for first in range(0, kw, at_once):
+        columns = range(first, min(first + at_once, kw))
+        seen, under = x, slope
+        if of_slope:
+            under = still(jnp.concatenate([_shifted(slope, 2, j - left, w) for j in columns], -1))
+        else:
+            size = (w2 - 1) * strides[1] + 1
+            seen = still(jnp.concatenate([_shifted(x, 3, left - j, size)[..., :: strides[1]] for j in columns]))
+        block = jax.lax.conv_general_dilated(
+            seen.reshape(*seen.shape[:2], -1),
+            under.reshape(h2, -1, under.shape[-1]),
+            (1,),
+            [(top, max(rows - h, 0))],
+            rhs_dilation=strides[:1],
+            dimension_numbers=("NHC", "HIO", "NHC"),
         )
-    return jnp.stack(columns).transpose(2, 0, 1, 3)
+        if of_slope:
+            blocks.append(block.reshape(c, kh, len(columns), features).transpose(1, 2, 0, 3))
+        else:
+            blocks.append(block.reshape(len(columns), c, kh, features).transpose(2, 0, 1, 3))
+    return jnp.concatenate(blocks, 1)
 
 
 def _pointwise_gradient(x: Array, slope: Array) -> Float[Array, "1 1 c features"]:
@@ -195,8 +219,8 @@ def conv(
     Holes go to `atrous_conv`, many channels under a 3x3 window to `winograd`, and a 1x1 window is one product. The
     gradient for another kernel is that of convolutions along the height whose channels are a row's pixels: of 256 to
     256 channels on 200x200 pixels it takes 470 ms (PyTorch 437, jax 0.10.2, one core), and XLA's, which takes the
-    image's pixels one at a time, 2100; of a 1x1 window of 1024 to 256 channels on 50x50 pixels 17 (9) and 90. What has
-    groups, or is small, is XLA's.
+    image's pixels one at a time, 2100; of 128 to 32 on two of 128x128 39 (62) and 61; of a 1x1 window of 1024 to 256
+    channels on 50x50 pixels 17 (9) and 90. What has groups, or is small, is XLA's.
     """
     options = {"dimension_numbers": _LAYOUT} | options
     holes = tuple(options.get("rhs_dilation") or (1, 1))
