@@ -18,6 +18,7 @@ from jaxseg.clustering.hierarchy import hierarchy, segmentation_of
 from jaxseg.clustering.kmeans import kmeans
 from jaxseg.clustering.ncut import graph, ncut
 from jaxseg.data.images import open_picture
+from jaxseg.data.source import DataError
 
 __all__ = ["ClusterConfig", "cluster_image", "mean_colours", "outline", "read_image"]
 
@@ -35,6 +36,12 @@ class ClusterConfig:
     sigma_feature: float = 0.4  # ncut
     sigma_distance: float = 8.0  # ncut, pixels
     sigma_contour: float | None = 0.1  # ncut
+
+
+_ANOTHERS = {  # what a method would pass over
+    "kmeans": ("cut", "radius", "sigma_feature", "sigma_distance", "sigma_contour"),
+    "ncut": ("position_weight", "texture_weight"),
+}
 
 
 def read_image(path: str | pathlib.Path) -> np.ndarray:
@@ -105,10 +112,16 @@ def cluster_image(
     The label map has the image's size, one grey value a segment (16 bit for more than 256 of them).
 
     Raises:
-      ValueError: an unknown method, an image or a number of segments that cannot be used; names the file.
+      DataError: the image cannot be read.
+      ValueError: an unknown method, an option of the other one, an image or a number of segments that cannot be used;
+        the last two name the file.
     """
-    if method not in ("kmeans", "ncut"):
+    if method not in _ANOTHERS:
         raise ValueError(f"cluster method is 'kmeans' or 'ncut', got {method!r}")
+    for name in _ANOTHERS[method]:
+        if getattr(config, name) != getattr(ClusterConfig, name):
+            other = "ncut" if method == "kmeans" else "kmeans"
+            raise ValueError(f"{name} belongs to {other}, and the method is {method}; leave it out, or ask for {other}")
     path, out = pathlib.Path(path), pathlib.Path(out)
     try:
         if config.longest_side is not None and config.longest_side < 1:
@@ -121,6 +134,8 @@ def cluster_image(
             small = tuple(max(1, round(s * scale)) for s in size)
             rgb = jnp.clip(jax.image.resize(rgb, (*small, 3), "linear"), 0, 1)
         labels, vectors, title = _segment(rgb, method, config)
+    except DataError:
+        raise
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: {error}") from error
     out.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from jaxseg.clustering.figure import ClusterConfig, cluster_image
 RGB = np.kron([[0, 1]], np.ones((8, 5)))[..., None] * [150, -40, 90] + [60, 120, 80]
 RGB = (RGB + np.random.default_rng(0).integers(0, 9, RGB.shape)).astype(np.uint8)
 ALPHA = np.full((8, 10, 1), 255, np.uint8)
+QUICK = {"kmeans": {}, "ncut": {"radius": 2.0}}
 KINDS = {
     "rgb": RGB,
     "grey": RGB[..., 0],
@@ -31,7 +32,7 @@ def stored(folder, pixels):
 def test_any_photograph_is_clustered(kind, method, tmp_path):
     pixels = KINDS[kind]
     k = min(2, pixels.shape[0] * pixels.shape[1])
-    files = cluster_image(stored(tmp_path, pixels), tmp_path / "out", method, ClusterConfig(k, radius=2.0))
+    files = cluster_image(stored(tmp_path, pixels), tmp_path / "out", method, ClusterConfig(k, **QUICK[method]))
     labels = np.asarray(Image.open(files["labels"]))
     assert labels.shape == pixels.shape[:2]
     assert files["figure"].stat().st_size > 1000
@@ -45,7 +46,7 @@ def test_more_segments_than_pixels_are_refused_with_the_file(tmp_path):
     path = stored(tmp_path, RGB)
     for method in ("kmeans", "ncut"):
         with pytest.raises(ValueError, match=r"photo\.png.*from 1 to the number of (points|pixels) 80, got 81"):
-            cluster_image(path, tmp_path, method, ClusterConfig(81, radius=2.0))
+            cluster_image(path, tmp_path, method, ClusterConfig(81, **QUICK[method]))
 
 
 def test_non_finite_pixels_are_refused_with_the_file(tmp_path):
@@ -77,6 +78,17 @@ def test_a_photograph_is_turned_upright(tmp_path):
     assert Image.open(files["labels"]).size == (RGB.shape[0], RGB.shape[1])
 
 
+def test_a_broken_photograph_is_skipped_by_name_and_the_others_are_clustered(tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    good = stored(tmp_path, RGB)
+    with pytest.raises(SystemExit) as ended:
+        main(["cluster", str(tmp_path / "broken.png"), str(good), "--out", str(tmp_path), "--num-segments", "2"])
+    assert ended.value.code == 1
+    said = capsys.readouterr()
+    assert "photo_kmeans_labels.png" in said.out
+    assert said.err.count("broken.png") == 1
+
+
 def test_commands_that_would_write_nothing_or_one_over_another_are_refused(tmp_path, capsys):
     first = stored(tmp_path, RGB)
     (tmp_path / "other").mkdir()
@@ -85,6 +97,10 @@ def test_commands_that_would_write_nothing_or_one_over_another_are_refused(tmp_p
         ([], "at least one image"),
         ([str(first), str(second)], "would both write photo_kmeans_labels.png"),
         ([str(first), "--longest-side", "0"], "longest_side of 1 pixel or more, got 0"),
+        ([str(first), "--radius", "10"], "radius belongs to ncut, and the method is kmeans"),
+        ([str(first), "--method", "ncut", "--texture-weight", "1"], "texture_weight belongs to kmeans"),
+        ([str(tmp_path)], "is a folder; name its images"),
+        ([str(first), str(tmp_path / "none.png")], "none.png: no such file"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["cluster", *arguments, "--out", str(tmp_path / "out")])
