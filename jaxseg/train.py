@@ -271,7 +271,7 @@ def supervised(
     def apply_in_microbatches(params: PyTree, model_state: PyTree, images: Array, key: jax.Array) -> tuple[Any, PyTree]:
         n = images.shape[0]
         if n % accumulate:
-            raise ValueError(f"a batch of {n} a device does not split into accumulate={accumulate} microbatches")
+            raise ValueError(f"a batch of {n} does not split into accumulate={accumulate} microbatches")
         # strided, so that each microbatch lies on every device
         parts = images.reshape(n // accumulate, accumulate, *images.shape[1:]).swapaxes(0, 1)
 

@@ -347,6 +347,14 @@ def test_evaluate_is_the_same_on_one_device_set_or_another(run, photos, tmp_path
         (["train", "unet_small", "--out", "x", "--size", "36x32", "--shard", "spatial=8"], "such as 40x32"),
         (["predict", "nowhere", "pyproject.toml", "--out", "x"], "not the folder of a run"),
         (["train", "unet_small", "--out", "x", "--batch", "6"], "a batch of 6 does not divide over 8 devices"),
+        (
+            ["train", "unet_small", "--out", "x", "--accumulate", "3"],
+            "does not split into --accumulate 3 microbatches; use",
+        ),
+        (
+            ["train", "unet_small", "--out", "x", "--batch", "8", "--parallel", "pmap", "--accumulate", "2"],
+            "--batch 8 does not split into --accumulate 2 microbatches on each of 8 devices; use 16",
+        ),
         (["train", "unet_small", "--out", "x", "--checkpoint-every", "0"], "--checkpoint-every is at least 1, got 0"),
         (["train", "unet_small", "--out", "x", "--steps", "-3"], "--steps is at least 1, got -3"),
         (["train", "unet_small", "--out", "x", "--accumulate", "0"], "--accumulate is at least 1, got 0"),

@@ -209,6 +209,13 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
     placement = placement_of(config.parallel, config.shard)
     demand_shared(config.size, placement)
     demand_divisible(config.batch, placement)
+    parts = config.accumulate * (placement.batch_devices if config.parallel == "pmap" else 1)  # pmap splits it first
+    if config.batch % parts:
+        where = f" on each of {placement.batch_devices} devices" if config.parallel == "pmap" else ""
+        raise ValueError(
+            f"--batch {config.batch} does not split into --accumulate {config.accumulate} microbatches{where}; "
+            f"use {max(round(config.batch / parts), 1) * parts}"
+        )
     asked = config.ignore_label, config.validation_fraction
     train = open_split(config.data, "train", *asked)
     held_out = open_split(config.data, evaluation_split(config.data), *asked)
