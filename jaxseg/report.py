@@ -20,7 +20,7 @@ __all__ = ["average_precision_table", "finish_detection", "finish_run", "metrics
 
 def metrics_table(scores: Mapping[str, float], class_names: Sequence[str]) -> str:
     """A Markdown table of the classes' IoU and accuracy, and of the means."""
-    width = max(map(len, (*class_names, "class accuracy")))
+    width = max(map(len, (*class_names, "global accuracy")))
     rows = [f"| {'class':{width}} | IoU   | accuracy |", f"|{'-' * (width + 2)}|-------|----------|"]
     for k, name in enumerate(class_names):
         rows.append(f"| {name:{width}} | {scores[f'iou/{k}']:5.3f} | {scores[f'accuracy/{k}']:8.3f} |")

@@ -64,11 +64,7 @@ def _cost(model: nn.Module, size: tuple[int, int], flops: bool) -> tuple[int, st
 
 
 def models_command(config: Annotated[Models, tyro.conf.arg(name="")]) -> int:
-    """List the zoo, or the models named with what a forward pass costs.
-
-    Raises:
-      ValueError: a name that is no model's, with the nearest.
-    """
+    """List the zoo, or the models named with what a forward pass costs."""
     for name in config.names:
         if name not in MODELS:
             raise ValueError(f'no model "{name}"; did you mean "{nearest_model(name)}"? `jaxseg models` lists all')
