@@ -64,16 +64,23 @@ def linear_direction(
     return Direction(vector / np.linalg.norm(vector), float(accuracy))
 
 
-def orthogonal_to(vector: Float[np.ndarray, "d"], others: Sequence[Float[np.ndarray, "d"]]) -> Float[np.ndarray, "d"]:
+def orthogonal_to(vector: Float[np.ndarray, "*_"], others: Sequence[Float[np.ndarray, "*_"]]) -> Float[np.ndarray, "d"]:
     """The unit vector nearest to `vector` along which the attributes of `others` stay (the same, section 3.3).
 
-    Raises ValueError where `vector` is zero, or lies in the span of the others.
+    Raises ValueError where `vector` is zero, or lies in the span of the others, or they are not of one length.
     """
+    if np.ndim(vector) != 1 or any(np.shape(other) != np.shape(vector) for other in others):
+        shapes = ", ".join(str(np.shape(x)) for x in (vector, *others))
+        raise ValueError(f"orthogonal_to takes a vector (d,) and others of its length, got {shapes}")
+    if not all(np.isfinite(x).all() for x in (vector, *others)):
+        raise ValueError("directions are finite; leave out those that are not")
     if not np.any(vector):
         raise ValueError("a direction is not zero: there is no unit vector along it")
     if not len(others):
         return vector / np.linalg.norm(vector)
-    basis = np.linalg.svd(np.stack(others), full_matrices=False)
+    # of length one, so that a short one is not lost beside a long one
+    units = [np.asarray(other) / (np.linalg.norm(other) or 1) for other in others]
+    basis = np.linalg.svd(np.stack(units), full_matrices=False)
     span = basis.Vh[1e-6 * basis.S[0] < basis.S]
     rest = vector - span.T @ (span @ vector)
     if np.linalg.norm(rest) < 1e-6 * np.linalg.norm(vector):

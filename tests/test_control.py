@@ -1,6 +1,7 @@
 """Directions and projection, where the answer is known."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,14 @@ def test_orthogonal_to_keeps_the_others():
     for held in ([], others):
         with pytest.raises(ValueError, match="a direction is not zero"):
             orthogonal_to(np.zeros(6), held)
+    far_longer = orthogonal_to(TRUE, [1e8 * others[0], others[1]])
+    np.testing.assert_allclose(far_longer, kept, atol=1e-9)
+    for vector, held in ((TRUE, [others[0], np.ones(4)]), (TRUE[:4], others), (TRUE[None], [])):
+        with pytest.raises(ValueError, match=rf"and others of its length, got {re.escape(str(vector.shape))}"):
+            orthogonal_to(vector, held)
+    for vector, held in ((TRUE * np.nan, others), (TRUE, [others[0], np.full(6, np.inf)]), (TRUE * np.nan, [])):
+        with pytest.raises(ValueError, match="directions are finite"):
+            orthogonal_to(vector, held)
 
 
 def test_edits_are_a_strip():
