@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 __all__ = ["Direction", "edit", "follow_gradient", "linear_direction", "orthogonal_to", "project"]
 
@@ -136,7 +136,7 @@ def follow_gradient(
 
 def project(
     synthesize: Callable[[Array], Array],
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n h w c"],
     start: Any,
     *,
     features: Callable[[Array], Any] = lambda images: images,
@@ -147,11 +147,19 @@ def project(
 
     `start` and `synthesize`'s argument are w `[n, w]` or w+ `[n, layers, w]`. The loss is the mean squared
     difference of each of `features` (of images by default, or of a perceptual network), each mean over its
-    own size; Adam, whose rate falls to zero along a cosine.
+    own size; Adam, whose rate falls to zero along a cosine. Raises ValueError for images of another shape or range
+    than `synthesize` makes, and for no steps.
     """
+    if steps < 1:
+        raise ValueError(f"project takes 1 step or more, got {steps}")
     made = jax.eval_shape(synthesize, start)
     if made.shape != images.shape:
         raise ValueError(f"the images to project are {images.shape}, and those of `start` {made.shape}; resize them")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"the images to project are floats of the range of those of `start`, got {images.dtype}; the generators' "
+            "is [-1, 1]: bytes / 127.5 - 1"
+        )
     wanted = features(images)
 
     def loss(x: Any) -> Array:

@@ -89,6 +89,16 @@ def test_a_projector_finds_the_w_of_an_image():
     assert jax.eval_shape(lambda p: project(synthesize, synthesize(w), p, steps=2), plus)[0].shape == plus.shape
 
 
+def test_what_cannot_be_projected_is_named():
+    synthesize = lambda w: jnp.tanh(w).reshape(-1, 1, 1, 3)  # noqa: E731
+    w, images = jnp.zeros((2, 3)), jnp.zeros((2, 1, 1, 3))
+    for steps in (0, -1):
+        with pytest.raises(ValueError, match=f"project takes 1 step or more, got {steps}"):
+            project(synthesize, images, w, steps=steps)
+    with pytest.raises(ValueError, match=r"floats of the range of those of `start`, got uint8; .* / 127\.5 - 1"):
+        project(synthesize, images.astype(jnp.uint8), w, steps=1)
+
+
 @pytest.mark.parity
 def test_the_svm_finds_the_plane():
     pytest.importorskip("sklearn")
