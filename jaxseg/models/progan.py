@@ -19,6 +19,7 @@ __all__ = [
     "GrowingDiscriminator",
     "ProGANGenerator",
     "check_resolution",
+    "check_sizes",
     "one_hot",
     "progan_discriminator",
     "stage_of",
@@ -45,6 +46,13 @@ def check_resolution(resolution: int, what: str) -> int:
         good = 1 << max(resolution - 1, 4).bit_length()
         raise ValueError(f"{what} grows by doublings from 4x4: resolution {resolution} is none; use {max(good, 8)}")
     return stages
+
+
+def check_sizes(model: Any, *names: str) -> None:
+    """ValueError where one of the fields is below 1, or `num_classes` below 0."""
+    for name, least in (("num_classes", 0), *((name, 1) for name in names)):
+        if (size := getattr(model, name)) < least:
+            raise ValueError(f"{type(model).__name__} has {name}={size}: give it {least} or more")
 
 
 def stage_of(stage: int | None, stages: int, what: str) -> int:
@@ -122,6 +130,7 @@ class ProGANGenerator(nn.Module):
         fade: Fade = None,
         train: bool,
     ) -> Float[Array, "n r r 3"]:
+        check_sizes(self, "latent_features", "base_features", "max_features")
         stages = check_resolution(self.resolution, "ProGANGenerator")
         asked = stage_of(stage, stages, "ProGANGenerator")
         stage = stages if self.is_initializing() else asked  # every parameter exists from the start
@@ -200,6 +209,7 @@ class GrowingDiscriminator(nn.Module):
         fade: Fade = None,
         train: bool,
     ) -> DiscriminatorOutput:
+        check_sizes(self, "base_features", "max_features")
         stages = check_resolution(self.resolution, "GrowingDiscriminator")
         asked = stage_of(stage, stages, "GrowingDiscriminator")
         stage = stages if self.is_initializing() else asked  # every parameter exists from the start

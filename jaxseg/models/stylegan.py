@@ -13,6 +13,7 @@ from jaxseg.models.progan import (
     Labels,
     check_latents,
     check_resolution,
+    check_sizes,
     faded,
     latent_inputs,
     leaky_relu,
@@ -173,6 +174,7 @@ class StyleGANGenerator(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
+        check_sizes(self, "latent_features", "w_features", "base_features", "max_features")
         self.stages = check_resolution(self.resolution, "StyleGANGenerator")
         self.mapping = Mapping(self.w_features, self.mapping_layers, self.num_classes, self.mapping_lr_multiplier)
         self.synthesis = Synthesis(
@@ -207,11 +209,13 @@ class StyleGANGenerator(nn.Module):
     def truncate(
         self,
         w: Float[Array, "n w"] | Float[Array, "n layers w"],
-        psi: float | Float[Array, ""],
+        psi: float | Float[Array, "*_"],
         layers: int = 8,
     ) -> Float[Array, "n layers w"]:
         """The first `layers` styles moved to the average w: psi 1 leaves them, 0 is the average (appendix B)."""
         w = self._of_each_layer(w, "truncate")
+        if jnp.ndim(psi):
+            raise ValueError(f"psi is one number, got {jnp.shape(psi)}; jax.vmap takes one for each image")
         toward = self.w_average.value + psi * (w - self.w_average.value)
         return jnp.where(jnp.arange(w.shape[1])[:, None] < layers, toward, w)
 
@@ -254,7 +258,7 @@ class StyleGANGenerator(nn.Module):
         *,
         stage: int | None = None,
         fade: Fade = None,
-        truncation_psi: float | Float[Array, ""] | None = None,
+        truncation_psi: float | Float[Array, "*_"] | None = None,
         truncation_layers: int = 8,
         noise_strength: float | Float[Array, "layers"] = 1.0,
         train: bool,
