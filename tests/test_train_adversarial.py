@@ -288,6 +288,33 @@ def test_conditional_networks_ask_for_labels_by_name():
         generator.init(KEY, jnp.zeros((2, 6)), jnp.array([9, -1]), train=False)
 
 
+def test_batches_of_another_kind_are_named():
+    fns = functions("progan", 3)
+    state = jax.eval_shape(fns.init, KEY, batch_of(0))
+    for name, array, said in (
+        ("image", np.zeros((8, 4, 4, 3), np.float32), "images are bytes, 0 to 255, got float32; .* 255"),
+        ("class", np.full(8, 1.5, np.float32), r"`class` is int \[n\], got float32 \(8,\)"),
+        ("class", np.eye(8, 3, dtype=np.int32), r"`class` is int \[n\], got int32 \(8, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            jax.eval_shape(fns.update, state, batch_of(0) | {name: array}, KEY)
+    with pytest.raises(ValueError, match="fade_images is a number of images, 0 for none, got -1"):
+        functions(stage=1, fade_images=-1)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 255])
+def test_labels_out_of_range_are_no_number_where_they_are_not_known(label):
+    """Else all scores were zero, which no loss tells from a draw."""
+    for model in networks("stylegan", 3):
+        shapes = model.inputs(jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32))
+        given, known = jnp.ones(shapes[0].shape), jnp.array([0, 2])
+        variables = model.init(KEY, given, known, train=False)
+        run = jax.jit(functools.partial(model.apply, train=False))
+        found = jax.tree.leaves(run(variables, given, known.at[1].set(label)))[0]
+        assert np.isfinite(found[0]).all()
+        assert np.isnan(found[1]).all()
+
+
 def test_what_fills_a_last_batch_is_not_scored():
     fns = functions()
     batch = batch_of(0) | {"index": np.array([0, 1, 2, 3, 4, -1, -1, -1], np.int32)}

@@ -78,7 +78,10 @@ def double(x: Array) -> Array:
 
 
 def one_hot(labels: Labels, num_classes: int, n: Any, what: str) -> Float[Array, "n k"]:
-    """Class vectors; ValueError where labels are missing, or given to an unconditional model."""
+    """Class vectors; ValueError where labels are missing, or given to an unconditional model, or of no class.
+
+    Where they are traced, and so not known, those of no class have vectors of NaN.
+    """
     if num_classes and labels is None:
         raise ValueError(f"this {what} is conditional on {num_classes} classes: give labels, int [{n}]")
     if not num_classes and labels is not None:
@@ -91,7 +94,8 @@ def one_hot(labels: Labels, num_classes: int, n: Any, what: str) -> Float[Array,
     known = np.zeros(0, int) if isinstance(labels, jax.core.Tracer) else np.asarray(labels)
     if ((known < 0) | (known >= num_classes)).any():
         raise ValueError(f"{what} has classes 0 to {num_classes - 1}, got labels {known.min()} to {known.max()}")
-    return jax.nn.one_hot(labels, num_classes)
+    of_a_class = (labels >= 0) & (labels < num_classes)
+    return jnp.where(of_a_class[:, None], jax.nn.one_hot(labels, num_classes), jnp.nan)
 
 
 def check_latents(latents: Array, features: int, what: str) -> None:
