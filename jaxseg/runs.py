@@ -114,7 +114,10 @@ def load_variables(run: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:
     from jaxseg import checkpoint  # Orbax takes a third of a second to import
 
     if has_grown(run):
-        raise FileNotFoundError(f"{run} is of a generator that grew: jaxseg.grow.load_generator({str(run)!r}) reads it")
+        raise FileNotFoundError(
+            f"{run} is of a generator that grew: jaxseg.grow.load_generator({str(run)!r}) reads it, and "
+            "`jaxseg convert` makes a folder of it for jaxseg.load_model"
+        )
     state, meta = checkpoint.restore_params(pathlib.Path(run) / "checkpoints")
     params = state.get("ema_params") or state["params"]
     config = meta.get("config")

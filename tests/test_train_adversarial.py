@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden.named import fill
 from PIL import Image
 
 from jaxseg import parallel
@@ -19,6 +20,8 @@ from jaxseg.grow import Stage, adam, grow, load_generator, schedule
 from jaxseg.models import create_model
 from jaxseg.runs import load_run
 from jaxseg.train_adversarial import PROGAN_LOSS, STYLEGAN_LOSS, AdversarialLoss, adversarial, grown
+from jaxseg.weights import load_model
+from jaxseg.weights.genforce import blank_variables
 
 NARROW = {"resolution": 8, "base_features": 16, "max_features": 4}
 
@@ -241,6 +244,36 @@ def test_growth_resumes_in_the_middle_of_a_fade(faces, tmp_path):
     ):
         with pytest.raises(FileNotFoundError, match=r"whole is of a generator that grew: jaxseg\.grow\.load_generator"):
             read(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("kind", "classes"), [("stylegan", 3), ("progan", 0)])
+def test_a_run_that_grew_converts_to_the_generator_it_has_grown_to(kind, classes, tmp_path, monkeypatch, capsys):
+    """At 8x8 of 16: its images are those of the whole generator at that stage."""
+    name, run = f"{kind}_generator", tmp_path / "run"
+    (run / "8" / "checkpoints").mkdir(parents=True)
+    fields = {"latent_features": 6} | ({"w_features": 5, "mapping_layers": 2} if kind == "stylegan" else {})
+    told = {"model": name, "num_classes": classes, **NARROW, "resolution": 16, "fields": fields, "stage": 1}
+    whole = create_model(name, classes, **NARROW | {"resolution": 16}, **fields)
+    given = jax.random.normal(KEY, (2, 6)), *([jnp.array([0, 2])] if classes else [])
+    variables = fill(blank_variables(whole))
+    monkeypatch.setattr("jaxseg.grow.load_generator", lambda run: (variables, told))
+    assert convert_command(Convert(name, run, tmp_path / "out")) == 0
+    assert f"wrote the weights of {run}, a {name}" in capsys.readouterr().out
+    found, loaded = load_model(tmp_path / "out")
+    want = jax.jit(functools.partial(whole.apply, stage=1, train=False))(variables, *given)
+    np.testing.assert_array_equal(jax.jit(functools.partial(found.apply, train=False))(loaded, *given), want)
+    trained = load_trained(str(run), None, None, None)
+    assert trained.model == found
+    assert trained.size == (8, 8)
+    with pytest.raises(ValueError, match=f"run holds {name}, not unet; name that model"):
+        convert_command(Convert("unet", run, tmp_path / "other"))
+    for change, said in (
+        ({"stage": 0}, "run has grown to 4x4, and a model begins at 8x8"),
+        ({"max_features": 2}, r"not the variables of this \w+: \d+ differ"),
+    ):
+        monkeypatch.setattr("jaxseg.grow.load_generator", lambda run, change=change: (variables, told | change))
+        with pytest.raises(ValueError, match=said):
+            load_trained(str(run), None, None, None)
 
 
 def test_the_next_stage_starts_from_the_networks_and_fresh_moments():
