@@ -104,7 +104,7 @@ class AdaINTransfer(nn.Module):
         """The encoder's features by name; `relu4_1` is what AdaIN acts on, `STYLE_FEATURES` the style loss."""
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"AdaINTransfer takes RGB images (n, h, w, 3), got {images.shape}; leave alpha out")
-        if min(images.shape[1:3]) < LEAST:
+        if any(side < LEAST for side in images.shape[1:3]):  # sides of an export are symbols, which min() cannot order
             h, w = (max(size, LEAST) for size in images.shape[1:3])
             raise ValueError(f"AdaINTransfer needs h, w of at least {LEAST}, got {images.shape[1:3]}; use ({h}, {w})")
         return self.encoder(images, train=False)
