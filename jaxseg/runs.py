@@ -81,6 +81,11 @@ def load_described(run: str | os.PathLike) -> tuple[nn.Module, PyTree, dict[str,
     describe a model, as that of a run without `model_config`.
     """
     variables, config = load_variables(run)
+    if config.get("model") == "adain_transfer":
+        raise ValueError(
+            f"{run} is of a style transfer: `jaxseg stylize --weights {run}` takes it as it is, and jaxseg.save_model "
+            "writes a folder of what jaxseg.runs.load_variables reads"
+        )
     if not is_described(config):
         raise ValueError(
             f"{run} does not say which model it holds: its config lacks what jaxseg.runs.model_config gives, as the "

@@ -159,6 +159,9 @@ def test_the_folder_that_save_model_wrote(folder, tmp_path, capsys):
     assert written[0] == written[1]
     assert jaxseg_command("stylize", *words, "--encoder", folder / "vgg.pth") == 2
     assert "is a folder with an encoder of its own; leave --encoder out" in capsys.readouterr().err
+    for others in (("convert", "adain_transfer"), ("export",)):
+        assert jaxseg_command(*others, folder / "run", "--out", tmp_path / "other") == 2
+        assert f"run is of a style transfer: `jaxseg stylize --weights {folder / 'run'}`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

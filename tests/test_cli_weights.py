@@ -335,6 +335,6 @@ def test_predict_says_that_a_generator_segments_nothing(words, tmp_path, photo, 
     save_model(tmp_path / "model", variables, "stylegan_generator", None, resolution=8, **NARROW)
     assert jaxseg_command("predict", tmp_path / "model", photo, "--out", tmp_path / "out", *words) == 2
     said = capsys.readouterr().err
-    assert "model is a StyleGANGenerator, and predict is for models that segment or find objects" in said
+    assert "model is of StyleGANGenerator, and predict is for models that segment or find objects" in said
     assert "jaxseg.load_model" in said
     assert "jaxseg stylize" in said

@@ -236,7 +236,7 @@ def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
         return _detect(config, files, trained.model, trained.variables)
     if hasattr(trained.model, "inputs"):  # what sees other than photographs, or scores no classes, says what it takes
         raise ValueError(
-            f"{config.weights or config.model} is a {type(trained.model).__name__}, and predict is for models that "
+            f"{config.weights or config.model} is of {type(trained.model).__name__}, and predict is for models that "
             "segment or find objects; jaxseg stylize transfers styles, and jaxseg.load_model gives any model in Python"
         )
     if len(trained.palette) > IGNORE:
