@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from jaxseg.backbones.vgg import RGB_MEAN, RGB_STD, vgg16
 from jaxseg.ops.resize import resize_bilinear
@@ -32,7 +32,8 @@ def inception_features(
     """Images to Inception-v3's features, with weights from a file (`jaxseg.weights.load_inception`).
 
     Images of any size are scaled to 299x299 as pytorch-fid does: bilinearly, without antialiasing. Probabilities
-    are from the scores without their bias, as the published Inception score has it (Salimans et al. 2016).
+    are from the scores without their bias, as the published Inception score has it (Salimans et al. 2016). Raises
+    ValueError for floats, whose range nothing says, and for no images.
     """
     model, variables = load_inception(path)
 
@@ -42,7 +43,12 @@ def inception_features(
         output = model.apply(variables, 2 * x - 1, train=False)
         return output.pool, jax.nn.softmax(output.logits - variables["params"]["fc"]["bias"])
 
-    def features(images: UInt8[np.ndarray, "n h w 3"]) -> InceptionFeatures:
+    def features(images: Shaped[np.ndarray, "n h w 3"]) -> InceptionFeatures:
+        if images.dtype != np.uint8 or not len(images):
+            raise ValueError(
+                f"Inception-v3's features are of one image or more in bytes, 0 to 255, got {images.dtype} "
+                f"{images.shape}; round what lies in [0, 1] times 255"
+            )
         parts = []
         for i in range(0, len(images), batch):
             part = images[i : i + batch]
