@@ -338,3 +338,10 @@ def test_predict_says_that_a_generator_segments_nothing(words, tmp_path, photo, 
     assert "model is of StyleGANGenerator, and predict is for models that segment or find objects" in said
     assert "jaxseg.load_model" in said
     assert "jaxseg stylize" in said
+
+
+@pytest.mark.parametrize("name", ["stylegan_generator", "progan_discriminator", "adain_transfer"])
+def test_train_says_where_what_scores_no_classes_is_trained(name, tmp_path, capsys):
+    assert jaxseg_command("train", name, "--data", tmp_path, "--out", tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert f"{name} scores no classes of pixels; experiments/stylegan_faces.py, progan_faces.py and" in said

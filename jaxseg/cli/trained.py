@@ -64,8 +64,8 @@ def _of_folder(name: str, weights: pathlib.Path, classes: int | None, size: tupl
     if left_out := told.get("left_out"):
         raise ValueError(f"{weights} has no trained head ({left_out}): `jaxseg train --weights {weights}` trains one")
     model, variables = load_model(weights)
-    if name in MODELS and type(model) is not type(create_model(name, 1)):
-        raise ValueError(f"{weights} holds a {type(model).__name__}, not {name}; leave the model's name out")
+    if name in MODELS and type(model) is not type(create_model(name, 1 if scores_classes(name) else None)):
+        raise ValueError(f"{weights} holds {type(model).__name__}, not {name}; leave the model's name out")
     count = getattr(model, "num_classes", None)
     demand_classes(weights, count, classes)
     if not is_described(described := {**told, "model": name, "num_classes": count, "fields": {}}):
