@@ -176,6 +176,11 @@ def test_schedules():
     for endless in ({"total_kimg": float("inf")}, {"train_kimg": float("inf")}, {"total_kimg": float("nan")}):
         with pytest.raises(ValueError, match="a run has an end: fade_kimg, train_kimg and total_kimg are finite"):
             schedule(8, 16, **endless)
+    with pytest.raises(ValueError, match=r"total_kimg is thousands of images, or None, got -1"):
+        schedule(8, 16, total_kimg=-1.0)
+    for rates in ({"base_rate": -1.0}, {"base_rate": 0.0}, {"base_rate": float("nan")}, {"rates": {64: -0.5}}):
+        with pytest.raises(ValueError, match="learning rates are above 0, got"):
+            schedule(8, 16, **rates)
     with pytest.raises(ValueError, match=r"8x8 would see no image: train_kimg is 0"):
         schedule(8, 16, train_kimg=0.0)
 
