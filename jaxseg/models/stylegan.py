@@ -1,5 +1,6 @@
 """StyleGAN's generator: a mapping network, and a synthesis network that its styles and noise drive."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -34,12 +35,16 @@ def _per_example(key: jax.Array, n: int) -> jax.Array:
 
 
 def mix_styles(
-    first: Float[Array, "n layers w"], second: Float[Array, "n layers w"], crossover: Int[Array, "n"]
+    first: Float[Array, "n layers w"],
+    second: Float[Array, "n layers w"],
+    crossover: Int[Array, "n"] | Sequence[int] | int,
 ) -> Float[Array, "n layers w"]:
-    """Each image's styles from `first` for layers before its `crossover`, from `second` after.
+    """Each image's styles from `first` for layers before its `crossover`, or one for all, from `second` after.
 
     Raises ValueError where the three are not of as many images and layers: one w for all would be broadcast unasked.
     """
+    crossover = jnp.asarray(crossover)
+    crossover = crossover if crossover.ndim else jnp.full(first.shape[:1], crossover)
     if first.ndim != 3 or first.shape != second.shape or crossover.shape != first.shape[:1]:
         raise ValueError(
             f"mix_styles takes two w of one shape [n, layers, w] and crossover [n], got {first.shape}, {second.shape} "

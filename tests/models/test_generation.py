@@ -310,7 +310,9 @@ def test_training_mixes_an_image_at_a_time_and_follows_w():
     old = variables["w_average"]["mean"]
     np.testing.assert_allclose(state["w_average"]["mean"], 0.75 * old + 0.25 * w.mean(0), rtol=1e-4, atol=1e-5)
     a, b = jnp.zeros((3, 4, 2)), jnp.ones((3, 4, 2))
-    np.testing.assert_array_equal(mix_styles(a, b, jnp.array([1, 3, 4]))[..., 0].sum(1), [3, 1, 0])
+    for crossover in (jnp.array([1, 3, 4]), [1, 3, 4]):
+        np.testing.assert_array_equal(mix_styles(a, b, crossover)[..., 0].sum(1), [3, 1, 0])
+    np.testing.assert_array_equal(mix_styles(a, b, 3), mix_styles(a, b, jnp.array([3, 3, 3])))
     with pytest.raises(ValueError, match=r"of one shape .* got \(1, 4, 2\), \(3, 4, 2\)"):
         inspect.unwrap(mix_styles)(a[:1], b, jnp.array([1, 3, 4]))
 
