@@ -91,7 +91,7 @@ def orthogonal_to(vector: Float[np.ndarray, "*_"], others: Sequence[Float[np.nda
 def edit(
     latents: Float[Array, "*_"],
     vector: Float[np.ndarray, "d"],
-    steps: Sequence[float | int] = (-3, -1.5, 0, 1.5, 3),
+    steps: Sequence[float | int] | float = (-3, -1.5, 0, 1.5, 3),
 ) -> Float[Array, "s n d"]:
     """The latents `[n, d]` moved along `vector`, for each of `steps`: the columns of a strip."""
     if latents.ndim != 2 or np.shape(vector) != latents.shape[1:]:
@@ -99,7 +99,7 @@ def edit(
             f"edit takes latents (n, d) and a vector (d,), w+ with its layers flattened; got {latents.shape} and "
             f"{np.shape(vector)}"
         )
-    return latents[None] + jnp.asarray(steps, jnp.float32)[:, None, None] * jnp.asarray(vector, jnp.float32)
+    return latents[None] + jnp.asarray(steps, jnp.float32).reshape(-1, 1, 1) * jnp.asarray(vector, jnp.float32)
 
 
 def follow_gradient(

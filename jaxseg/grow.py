@@ -107,7 +107,8 @@ def grow(
 
     `fns_of` makes a stage's functions from the state of the one before, `source_of(resolution)` its reals;
     `after` is called at the end of each with its state on the host. `run.steps` and `run.batch` are the
-    schedule's. A run that is killed goes on, with the same bits, in the middle of a fade too.
+    schedule's. A run that is killed goes on, with the same bits, in the middle of a fade too. Raises ValueError for
+    no stages.
     """
     state: TrainState | None = None
     result: FitResult | None = None
@@ -121,7 +122,8 @@ def grow(
             return result
         state = grown(jax.tree.map(np.asarray, jax.device_get(result.state)))
         after(stage, jax.device_get(result.state))
-    assert result is not None
+    if result is None:
+        raise ValueError("grow was given no stages; jaxseg.grow.schedule makes them")
     return result
 
 

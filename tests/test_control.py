@@ -57,6 +57,7 @@ def test_edits_are_a_strip():
     assert strip.shape == (3, 2, 6)
     np.testing.assert_allclose(strip[2, 1] - strip[0, 1], 6 * TRUE, rtol=1e-5)
     np.testing.assert_array_equal(strip[1], x)
+    np.testing.assert_array_equal(edit(x, TRUE, 3.0), strip[2:])
     with pytest.raises(ValueError, match=r"layers flattened; got \(1, 4, 6\) and \(6,\)"):
         edit(jnp.zeros((1, 4, 6)), TRUE)
 

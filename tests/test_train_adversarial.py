@@ -299,6 +299,11 @@ def test_the_next_stage_starts_from_the_networks_and_fresh_moments():
     np.testing.assert_allclose(fades, [0, 0.25, 0.5, 0.75, 1, 1])
 
 
+def test_growth_without_stages_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no stages; jaxseg\.grow\.schedule makes them"):
+        grow((), lambda *_: None, lambda size: None, Run(0, out=tmp_path), config={})
+
+
 def test_networks_and_stages_that_do_not_meet_are_named_before_hours_of_training():
     generator, discriminator = networks("progan")
     make = functools.partial(adversarial, loss=PROGAN_LOSS, optimizers=(adam(0.001), adam(0.001)))
