@@ -69,6 +69,7 @@ def perceptual_features(
     github.com/richzhang/PerceptualSimilarity, v0.1); without it channels count alike. Features have unit length at
     each pixel, and are scaled so that LPIPS is the sum over layers of mean squared differences: what
     `jaxseg.control.project` minimises. Images are of 16 pixels or more, and scores are published for 64 and more.
+    Raises ValueError for smaller ones, and for bytes.
     """
     model = vgg16(deepest=16)
     blank = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
@@ -76,7 +77,12 @@ def perceptual_features(
     variables = load_encoder(vgg, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
     weights: list[Any] = [1.0] * len(LPIPS_LAYERS) if lpips is None else _channel_weights(pathlib.Path(lpips), shapes)
 
-    def features(images: Float[Array, "n h w 3"]) -> tuple[Array, ...]:
+    def features(images: Shaped[Array, "*_"]) -> tuple[Array, ...]:
+        if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                f"VGG-16's features are of images (n, h, w, 3) in [-1, 1], got {images.dtype} {images.shape}; bytes "
+                "become such by / 127.5 - 1"
+            )
         if min(images.shape[1:3]) < 16:
             raise ValueError(f"VGG-16's features need h, w of at least 16, got {images.shape[1:3]}; enlarge the images")
         x = ((images + 1) / 2 - jnp.array(RGB_MEAN)) / jnp.array(RGB_STD)

@@ -82,6 +82,15 @@ def make_vgg(path, seed=0):
     np.savez(path, **arrays)
 
 
+def test_what_vgg_does_not_see_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "vgg16", NARROW)
+    make_vgg(tmp_path / "vgg.npz")
+    perceptual = features.perceptual_features(tmp_path / "vgg.npz")
+    for images in (jnp.zeros((1, 32, 32, 3), jnp.uint8), jnp.zeros((32, 32, 3))):
+        with pytest.raises(ValueError, match=rf"in \[-1, 1\], got {images.dtype} .* by / 127\.5 - 1"):
+            perceptual(images)
+
+
 @pytest.mark.slow
 def test_perceptual_distance_is_lpips(tmp_path, monkeypatch):
     """Against the definition: unit features, weighted squared differences summed over channels, means over pixels."""
