@@ -192,6 +192,11 @@ def projections(
 def main(config: Config) -> dict[str, Any]:
     counts = ("samples", "rows", "projector_steps", "classifier_steps")
     demand_positive(**{name: getattr(config, name) for name in counts})
+    if not config.steps or not config.ascents or min(config.ascents) < 0:
+        raise SystemExit(
+            f"--steps and --ascents are a column each or more, and no ascent is below 0: got {config.steps} and "
+            f"{config.ascents}"
+        )
     config.out.mkdir(parents=True, exist_ok=True)
     run = open_generator(config.run)
     if run.model.num_classes:

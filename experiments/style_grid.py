@@ -40,6 +40,10 @@ class Config:
 
 def main(config: Config) -> None:
     demand_positive(size=config.size)
+    if not (config.contents and config.styles and config.alphas):
+        raise SystemExit("name one or more of each of --contents, --styles and --alphas")
+    if not all(0 <= alpha <= 1 for alpha in config.alphas):
+        raise SystemExit(f"--alphas lie between 0 (content) and 1 (style), got {config.alphas}")
     variables, trained = load_variables(config.run)
     if trained.get("model") != "adain_transfer":
         raise SystemExit(f"{config.run} is a run of {trained.get('model')}, not of adain_transfer")
@@ -49,6 +53,7 @@ def main(config: Config) -> None:
         source = PictureSource(paths, (0,) * len(paths), ("",), config.size)
         return [jnp.float32(source[i]["image"]) / 255 for i in range(len(source))]
 
+    config.out.parent.mkdir(parents=True, exist_ok=True)
     save_grid(config.out, model, variables, squares(config.contents), squares(config.styles), config.alphas)
 
 

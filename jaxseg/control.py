@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 __all__ = ["Direction", "edit", "follow_gradient", "linear_direction", "orthogonal_to", "project"]
 
@@ -64,16 +64,23 @@ def linear_direction(
     return Direction(vector / np.linalg.norm(vector), float(accuracy))
 
 
-def orthogonal_to(vector: Float[np.ndarray, "d"], others: Sequence[Float[np.ndarray, "d"]]) -> Float[np.ndarray, "d"]:
+def orthogonal_to(vector: Float[np.ndarray, "*_"], others: Sequence[Float[np.ndarray, "*_"]]) -> Float[np.ndarray, "d"]:
     """The unit vector nearest to `vector` along which the attributes of `others` stay (the same, section 3.3).
 
-    Raises ValueError where `vector` is zero, or lies in the span of the others.
+    Raises ValueError where `vector` is zero, or lies in the span of the others, or they are not of one length.
     """
+    if np.ndim(vector) != 1 or any(np.shape(other) != np.shape(vector) for other in others):
+        shapes = ", ".join(str(np.shape(x)) for x in (vector, *others))
+        raise ValueError(f"orthogonal_to takes a vector (d,) and others of its length, got {shapes}")
+    if not all(np.isfinite(x).all() for x in (vector, *others)):
+        raise ValueError("directions are finite; leave out those that are not")
     if not np.any(vector):
         raise ValueError("a direction is not zero: there is no unit vector along it")
     if not len(others):
         return vector / np.linalg.norm(vector)
-    basis = np.linalg.svd(np.stack(others), full_matrices=False)
+    # of length one, so that a short one is not lost beside a long one
+    units = [np.asarray(other) / (np.linalg.norm(other) or 1) for other in others]
+    basis = np.linalg.svd(np.stack(units), full_matrices=False)
     span = basis.Vh[1e-6 * basis.S[0] < basis.S]
     rest = vector - span.T @ (span @ vector)
     if np.linalg.norm(rest) < 1e-6 * np.linalg.norm(vector):
@@ -84,7 +91,7 @@ def orthogonal_to(vector: Float[np.ndarray, "d"], others: Sequence[Float[np.ndar
 def edit(
     latents: Float[Array, "*_"],
     vector: Float[np.ndarray, "d"],
-    steps: Sequence[float | int] = (-3, -1.5, 0, 1.5, 3),
+    steps: Sequence[float | int] | float = (-3, -1.5, 0, 1.5, 3),
 ) -> Float[Array, "s n d"]:
     """The latents `[n, d]` moved along `vector`, for each of `steps`: the columns of a strip."""
     if latents.ndim != 2 or np.shape(vector) != latents.shape[1:]:
@@ -92,7 +99,7 @@ def edit(
             f"edit takes latents (n, d) and a vector (d,), w+ with its layers flattened; got {latents.shape} and "
             f"{np.shape(vector)}"
         )
-    return latents[None] + jnp.asarray(steps, jnp.float32)[:, None, None] * jnp.asarray(vector, jnp.float32)
+    return latents[None] + jnp.asarray(steps, jnp.float32).reshape(-1, 1, 1) * jnp.asarray(vector, jnp.float32)
 
 
 def follow_gradient(
@@ -129,7 +136,7 @@ def follow_gradient(
 
 def project(
     synthesize: Callable[[Array], Array],
-    images: Float[Array, "n h w c"],
+    images: Shaped[Array, "n h w c"],
     start: Any,
     *,
     features: Callable[[Array], Any] = lambda images: images,
@@ -140,11 +147,19 @@ def project(
 
     `start` and `synthesize`'s argument are w `[n, w]` or w+ `[n, layers, w]`. The loss is the mean squared
     difference of each of `features` (of images by default, or of a perceptual network), each mean over its
-    own size; Adam, whose rate falls to zero along a cosine.
+    own size; Adam, whose rate falls to zero along a cosine. Raises ValueError for images of another shape or range
+    than `synthesize` makes, and for no steps.
     """
+    if steps < 1:
+        raise ValueError(f"project takes 1 step or more, got {steps}")
     made = jax.eval_shape(synthesize, start)
     if made.shape != images.shape:
         raise ValueError(f"the images to project are {images.shape}, and those of `start` {made.shape}; resize them")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"the images to project are floats of the range of those of `start`, got {images.dtype}; the generators' "
+            "is [-1, 1]: bytes / 127.5 - 1"
+        )
     wanted = features(images)
 
     def loss(x: Any) -> Array:

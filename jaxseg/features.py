@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from jaxseg.backbones.vgg import RGB_MEAN, RGB_STD, vgg16
 from jaxseg.ops.resize import resize_bilinear
@@ -32,7 +32,8 @@ def inception_features(
     """Images to Inception-v3's features, with weights from a file (`jaxseg.weights.load_inception`).
 
     Images of any size are scaled to 299x299 as pytorch-fid does: bilinearly, without antialiasing. Probabilities
-    are from the scores without their bias, as the published Inception score has it (Salimans et al. 2016).
+    are from the scores without their bias, as the published Inception score has it (Salimans et al. 2016). Raises
+    ValueError for floats, whose range nothing says, and for no images.
     """
     model, variables = load_inception(path)
 
@@ -42,7 +43,12 @@ def inception_features(
         output = model.apply(variables, 2 * x - 1, train=False)
         return output.pool, jax.nn.softmax(output.logits - variables["params"]["fc"]["bias"])
 
-    def features(images: UInt8[np.ndarray, "n h w 3"]) -> InceptionFeatures:
+    def features(images: Shaped[np.ndarray, "n h w 3"]) -> InceptionFeatures:
+        if images.dtype != np.uint8 or not len(images):
+            raise ValueError(
+                f"Inception-v3's features are of one image or more in bytes, 0 to 255, got {images.dtype} "
+                f"{images.shape}; round what lies in [0, 1] times 255"
+            )
         parts = []
         for i in range(0, len(images), batch):
             part = images[i : i + batch]
@@ -63,6 +69,7 @@ def perceptual_features(
     github.com/richzhang/PerceptualSimilarity, v0.1); without it channels count alike. Features have unit length at
     each pixel, and are scaled so that LPIPS is the sum over layers of mean squared differences: what
     `jaxseg.control.project` minimises. Images are of 16 pixels or more, and scores are published for 64 and more.
+    Raises ValueError for smaller ones, and for bytes.
     """
     model = vgg16(deepest=16)
     blank = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
@@ -70,7 +77,12 @@ def perceptual_features(
     variables = load_encoder(vgg, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
     weights: list[Any] = [1.0] * len(LPIPS_LAYERS) if lpips is None else _channel_weights(pathlib.Path(lpips), shapes)
 
-    def features(images: Float[Array, "n h w 3"]) -> tuple[Array, ...]:
+    def features(images: Shaped[Array, "*_"]) -> tuple[Array, ...]:
+        if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                f"VGG-16's features are of images (n, h, w, 3) in [-1, 1], got {images.dtype} {images.shape}; bytes "
+                "become such by / 127.5 - 1"
+            )
         if min(images.shape[1:3]) < 16:
             raise ValueError(f"VGG-16's features need h, w of at least 16, got {images.shape[1:3]}; enlarge the images")
         x = ((images + 1) / 2 - jnp.array(RGB_MEAN)) / jnp.array(RGB_STD)

@@ -59,13 +59,17 @@ def schedule(
 
     The first stage has no fade. The last goes on until `total_kimg` thousand images in all, where that is
     given. Batches and rates are by resolution, `least_batch` and `base_rate` where there is none. Raises
-    ValueError for resolutions that are not powers of two in order, and numbers of images below zero, none in all
-    or no end.
+    ValueError for resolutions that are not powers of two in order, numbers of images below zero, none in all
+    or no end, and rates that are not above zero.
     """
     if start < 4 or start & (start - 1) or resolution & (resolution - 1) or resolution < max(start, 8):
         raise ValueError(f"growth goes by powers of two, from 4 or more, got {start} to {resolution}")
     if not (fade_kimg >= 0 and train_kimg >= 0):
         raise ValueError(f"fade_kimg and train_kimg are thousands of images, got {fade_kimg} and {train_kimg}")
+    if total_kimg is not None and total_kimg < 0:
+        raise ValueError(f"total_kimg is thousands of images, or None, got {total_kimg}")
+    if not all(0 < rate < math.inf for rate in (base_rate, *rates.values())):
+        raise ValueError(f"learning rates are above 0, got {', '.join(map(str, (base_rate, *rates.values())))}")
     if not fade_kimg + train_kimg + (total_kimg or 0) < math.inf:
         raise ValueError(
             f"a run has an end: fade_kimg, train_kimg and total_kimg are finite, got {fade_kimg}, {train_kimg} and "
@@ -103,7 +107,8 @@ def grow(
 
     `fns_of` makes a stage's functions from the state of the one before, `source_of(resolution)` its reals;
     `after` is called at the end of each with its state on the host. `run.steps` and `run.batch` are the
-    schedule's. A run that is killed goes on, with the same bits, in the middle of a fade too.
+    schedule's. A run that is killed goes on, with the same bits, in the middle of a fade too. Raises ValueError for
+    no stages.
     """
     state: TrainState | None = None
     result: FitResult | None = None
@@ -117,7 +122,8 @@ def grow(
             return result
         state = grown(jax.tree.map(np.asarray, jax.device_get(result.state)))
         after(stage, jax.device_get(result.state))
-    assert result is not None
+    if result is None:
+        raise ValueError("grow was given no stages; jaxseg.grow.schedule makes them")
     return result
 
 

@@ -81,6 +81,11 @@ def load_described(run: str | os.PathLike) -> tuple[nn.Module, PyTree, dict[str,
     describe a model, as that of a run without `model_config`.
     """
     variables, config = load_variables(run)
+    if config.get("model") == "adain_transfer":
+        raise ValueError(
+            f"{run} is of a style transfer: `jaxseg stylize --weights {run}` takes it as it is, and jaxseg.save_model "
+            "writes a folder of what jaxseg.runs.load_variables reads"
+        )
     if not is_described(config):
         raise ValueError(
             f"{run} does not say which model it holds: its config lacks what jaxseg.runs.model_config gives, as the "
@@ -114,7 +119,10 @@ def load_variables(run: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:
     from jaxseg import checkpoint  # Orbax takes a third of a second to import
 
     if has_grown(run):
-        raise FileNotFoundError(f"{run} is of a generator that grew: jaxseg.grow.load_generator({str(run)!r}) reads it")
+        raise FileNotFoundError(
+            f"{run} is of a generator that grew: jaxseg.grow.load_generator({str(run)!r}) reads it, and "
+            "`jaxseg convert` makes a folder of it for jaxseg.load_model"
+        )
     state, meta = checkpoint.restore_params(pathlib.Path(run) / "checkpoints")
     params = state.get("ema_params") or state["params"]
     config = meta.get("config")

@@ -72,6 +72,8 @@ def _keys(key: jax.Array, n: int) -> jax.Array:
 
 def _reals(key: jax.Array, images: Array, fade: Array | None, mirror: bool) -> Float[Array, "n h w 3"]:
     """Reals in [-1, 1], mirrored at random, and as blurred as the generator's at this point of the fade."""
+    if not jnp.issubdtype(images.dtype, jnp.integer):
+        raise ValueError(f"a batch's images are bytes, 0 to 255, got {images.dtype}; multiply those in [0, 1] by 255")
     x = jnp.asarray(images, jnp.float32) / 127.5 - 1
     if mirror:
         turned = jax.vmap(jax.random.bernoulli)(_keys(key, x.shape[0]))
@@ -117,6 +119,8 @@ def adversarial(
             f"stage {stage} is none of networks that grow from 4 to {sizes[0]} pixels; the last is "
             f"{sizes[0].bit_length() - 3}"
         )
+    if fade_images < 0:
+        raise ValueError(f"fade_images is a number of images, 0 for none, got {fade_images}")
     resolution = 4 << stage
     doublings = (discriminator.resolution // resolution).bit_length() - 1  # type: ignore[attr-defined]
     latent_features: int = generator.latent_features  # type: ignore[attr-defined]
@@ -137,7 +141,10 @@ def adversarial(
                 f"conditional networks train on batches with `class`, int [n], got {sorted(batch)}; sort the pictures "
                 "into a folder for each class, or create the networks with num_classes=0"
             )
-        return jnp.asarray(batch["class"], jnp.int32)
+        labels = jnp.asarray(batch["class"])
+        if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise ValueError(f"a batch's `class` is int [n], got {labels.dtype} {labels.shape}")
+        return labels
 
     def latents(key: jax.Array, n: int) -> Float[Array, "n z"]:
         return jax.vmap(lambda k: jax.random.normal(k, (latent_features,)))(_keys(key, n))
@@ -187,7 +194,7 @@ def adversarial(
         images_a_step = batch_sum(jnp.float32(n))
         fade = jnp.minimum(state.step * images_a_step / fade_images, 1.0) if fade_images else None
         real_key, d_key, g_key, penalty_key = jax.random.split(key, 4)
-        reals = _reals(real_key, batch["image"], fade, loss.mirror)
+        reals = _reals(real_key, jnp.asarray(batch["image"]), fade, loss.mirror)
         labels = labels_of(batch)
         frozen = state.model_state["generator"]
 

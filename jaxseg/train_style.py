@@ -1,5 +1,6 @@
 """Training a style transfer's decoder, as `TrainFns`."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,8 +23,13 @@ def adam_hyperbolic(peak: float = 1e-4, decay: float = 5e-5, warm_up: int = 0) -
     """Adam at peak / (1 + decay step), both implementations' rate.
 
     Over the first `warm_up` steps the rate rises from zero: Adam's first steps are as large as the rate allows
-    whatever the gradient, and at ten times the published one they throw a fresh decoder far off.
+    whatever the gradient, and at ten times the published one they throw a fresh decoder far off. Raises ValueError
+    for rates that are not above zero, or grow.
     """
+    if not 0 < peak < math.inf or not 0 <= decay < math.inf or warm_up < 0:
+        raise ValueError(
+            f"a rate is above 0, its decay and its warm-up 0 or more, got peak={peak}, decay={decay}, warm_up={warm_up}"
+        )
     return optax.adam(lambda step: jnp.minimum((step + 1) / (warm_up + 1), 1) * peak / (1 + decay * step))
 
 

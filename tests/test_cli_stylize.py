@@ -159,6 +159,19 @@ def test_the_folder_that_save_model_wrote(folder, tmp_path, capsys):
     assert written[0] == written[1]
     assert jaxseg_command("stylize", *words, "--encoder", folder / "vgg.pth") == 2
     assert "is a folder with an encoder of its own; leave --encoder out" in capsys.readouterr().err
+    assert jaxseg_command("convert", "adain_transfer", tmp_path / "saved", "--out", tmp_path / "again") == 0
+    saved, again = (jaxseg.load_model(tmp_path / name) for name in ("saved", "again"))
+    assert saved.model == again.model
+    assert jax.tree.all(jax.tree.map(np.array_equal, saved.variables, again.variables))
+    capsys.readouterr()
+    for name in ("adain_transfer", "unet"):
+        words = ("predict", name, folder / "photo.png", "--weights", tmp_path / "saved", "--out", tmp_path / "out")
+        assert jaxseg_command(*words) == 2
+        said = capsys.readouterr().err
+        assert ("predict is for models that segment" if name != "unet" else "holds AdaINTransfer, not unet") in said
+    for others in (("convert", "adain_transfer"), ("export",)):
+        assert jaxseg_command(*others, folder / "run", "--out", tmp_path / "other") == 2
+        assert f"run is of a style transfer: `jaxseg stylize --weights {folder / 'run'}`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

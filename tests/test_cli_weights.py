@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.named import fill
+from models.test_generation import NARROW, case
 from PIL import Image
 from safetensors.numpy import save_file
 from test_cli import jaxseg_command
@@ -19,7 +20,7 @@ import jaxseg
 from jaxseg.cli import kept, predict
 from jaxseg.cli.trained import load_trained
 from jaxseg.pretrained import fields_of, start_from
-from jaxseg.weights import WeightsMismatch, convert, save_weights, to_published
+from jaxseg.weights import WeightsMismatch, convert, save_model, save_weights, to_published
 from jaxseg.weights.folder import smp_model
 
 UNET = {"_model_class": "Unet", "encoder_name": "resnet18", "decoder_channels": [8, 8, 4, 4, 4]}
@@ -326,3 +327,21 @@ def test_weights_that_are_not_finite_are_said_once_and_a_cache_that_is_no_folder
     assert kept.programs_folder() is None
     config = predict.Predict("unet_resnet18", (photo,), weights=tmp_path / "w.safetensors")
     assert predict._question(config, 1) is None
+
+
+@pytest.mark.parametrize("words", [(), ("--shard", "spatial=1"), ("--window", "32x32")])
+def test_predict_says_that_a_generator_segments_nothing(words, tmp_path, photo, capsys):
+    _, variables = case("stylegan_generator", 8)
+    save_model(tmp_path / "model", variables, "stylegan_generator", None, resolution=8, **NARROW)
+    assert jaxseg_command("predict", tmp_path / "model", photo, "--out", tmp_path / "out", *words) == 2
+    said = capsys.readouterr().err
+    assert "model is of StyleGANGenerator, and predict is for models that segment or find objects" in said
+    assert "jaxseg.load_model" in said
+    assert "jaxseg stylize" in said
+
+
+@pytest.mark.parametrize("name", ["stylegan_generator", "progan_discriminator", "adain_transfer"])
+def test_train_says_where_what_scores_no_classes_is_trained(name, tmp_path, capsys):
+    assert jaxseg_command("train", name, "--data", tmp_path, "--out", tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert f"{name} scores no classes of pixels; experiments/stylegan_faces.py, progan_faces.py and" in said

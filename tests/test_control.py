@@ -1,6 +1,7 @@
 """Directions and projection, where the answer is known."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,14 @@ def test_orthogonal_to_keeps_the_others():
     for held in ([], others):
         with pytest.raises(ValueError, match="a direction is not zero"):
             orthogonal_to(np.zeros(6), held)
+    far_longer = orthogonal_to(TRUE, [1e8 * others[0], others[1]])
+    np.testing.assert_allclose(far_longer, kept, atol=1e-9)
+    for vector, held in ((TRUE, [others[0], np.ones(4)]), (TRUE[:4], others), (TRUE[None], [])):
+        with pytest.raises(ValueError, match=rf"and others of its length, got {re.escape(str(vector.shape))}"):
+            orthogonal_to(vector, held)
+    for vector, held in ((TRUE * np.nan, others), (TRUE, [others[0], np.full(6, np.inf)]), (TRUE * np.nan, [])):
+        with pytest.raises(ValueError, match="directions are finite"):
+            orthogonal_to(vector, held)
 
 
 def test_edits_are_a_strip():
@@ -48,6 +57,7 @@ def test_edits_are_a_strip():
     assert strip.shape == (3, 2, 6)
     np.testing.assert_allclose(strip[2, 1] - strip[0, 1], 6 * TRUE, rtol=1e-5)
     np.testing.assert_array_equal(strip[1], x)
+    np.testing.assert_array_equal(edit(x, TRUE, 3.0), strip[2:])
     with pytest.raises(ValueError, match=r"layers flattened; got \(1, 4, 6\) and \(6,\)"):
         edit(jnp.zeros((1, 4, 6)), TRUE)
 
@@ -78,6 +88,16 @@ def test_a_projector_finds_the_w_of_an_image():
         project(synthesize, jnp.zeros((2, 1, 1, 3)), w)
     plus = jnp.broadcast_to(w[:, None], (2, model.layers, 6))
     assert jax.eval_shape(lambda p: project(synthesize, synthesize(w), p, steps=2), plus)[0].shape == plus.shape
+
+
+def test_what_cannot_be_projected_is_named():
+    synthesize = lambda w: jnp.tanh(w).reshape(-1, 1, 1, 3)  # noqa: E731
+    w, images = jnp.zeros((2, 3)), jnp.zeros((2, 1, 1, 3))
+    for steps in (0, -1):
+        with pytest.raises(ValueError, match=f"project takes 1 step or more, got {steps}"):
+            project(synthesize, images, w, steps=steps)
+    with pytest.raises(ValueError, match=r"floats of the range of those of `start`, got uint8; .* / 127\.5 - 1"):
+        project(synthesize, images.astype(jnp.uint8), w, steps=1)
 
 
 @pytest.mark.parity

@@ -86,6 +86,14 @@ def test_a_network_that_is_absent_is_said_before_a_classifier_is_trained(faces, 
         experiment.main(config)
 
 
+@pytest.mark.parametrize("option", [{"steps": ()}, {"ascents": ()}, {"ascents": (0, -4)}])
+def test_strips_without_columns_are_named_before_anything_is_read(option, tmp_path):
+    experiment = load("edit_faces")
+    with pytest.raises(SystemExit, match=r"--steps and --ascents are a column each or more, .* got"):
+        experiment.main(experiment.Config(tmp_path / "run", tmp_path / "faces", tmp_path / "edits", **option))
+    assert not (tmp_path / "edits").exists()
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize(("kind", "space"), [("stylegan", "w+"), ("progan", "z")])
 def test_strips_of_edits(faces, tmp_path, kind, space):

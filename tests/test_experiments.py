@@ -291,6 +291,22 @@ def test_a_number_below_one_is_said_before_anything_is_read(name, option, value,
     assert not missing.exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"contents": ()}, "one or more of each of --contents, --styles and --alphas"),
+        ({"styles": ()}, "one or more of each of --contents, --styles and --alphas"),
+        ({"alphas": ()}, "one or more of each of --contents, --styles and --alphas"),
+        ({"alphas": (0.5, 2.0)}, r"--alphas lie between 0 \(content\) and 1 \(style\), got \(0\.5, 2\.0\)"),
+    ],
+)
+def test_a_grid_without_rows_is_named_before_a_run_is_read(change, said, tmp_path):
+    grid = load("style_grid")
+    config = grid.Config(tmp_path / "run", (tmp_path / "a.png",), (tmp_path / "b.png",))
+    with pytest.raises(SystemExit, match=said):
+        grid.main(dataclasses.replace(config, **change))
+
+
 @pytest.mark.slow
 def test_faces_grow_with_labels_and_without(tmp_path):
     classes = ("a", "b")

@@ -185,6 +185,14 @@ def test_onnx_gives_the_models_outputs(name, tmp_path):
     close(run_artifact(path, images), jax.jit(forward(model, variables))(images))
 
 
+def test_a_style_transfer_is_one_program_for_all_sizes(tmp_path):
+    model, variables = style_transfer()
+    (tmp_path / "model.stablehlo").write_bytes(export_stablehlo(model, variables, platforms=("cpu",)).serialize())
+    content, style = image(2, 64, 96), image(2, 64, 96)[:, ::-1]
+    ours = jax.jit(forward(model, variables))(content, style)
+    close(run_artifact(tmp_path / "model.stablehlo", content, style), ours)
+
+
 @pytest.mark.parity
 def test_onnx_stylizes_as_the_model_does(tmp_path):
     pytest.importorskip("jax2onnx", reason="installed apart: its requirements contradict ours")

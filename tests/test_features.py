@@ -63,6 +63,15 @@ def test_images_below_75_pixels_are_named():
         jax.eval_shape(functools.partial(InceptionV3().init, train=False), jax.random.key(0), jnp.zeros((1, 64, 80, 3)))
 
 
+@pytest.mark.parametrize("images", [np.zeros((2, 8, 8, 3), np.float32), np.zeros((0, 8, 8, 3), np.uint8)])
+def test_what_inception_does_not_see_is_named(images, monkeypatch):
+    monkeypatch.setattr(features, "load_inception", lambda path: (None, {}))
+    with pytest.raises(
+        ValueError, match=rf"one image or more in bytes, 0 to 255, got {images.dtype} \({len(images)}, 8"
+    ):
+        features.inception_features("any.pth")(images)
+
+
 def make_vgg(path, seed=0):
     rng, arrays, before = np.random.default_rng(seed), {}, 3
     for stage, (depth, width) in enumerate(zip((2, 2, 3, 3, 3), (3, 4, 4, 5, 6), strict=True), 1):
@@ -71,6 +80,15 @@ def make_vgg(path, seed=0):
             arrays[f"block{stage}_conv{i}/bias"] = rng.standard_normal(width, np.float32) * 0.1
             before = width
     np.savez(path, **arrays)
+
+
+def test_what_vgg_does_not_see_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "vgg16", NARROW)
+    make_vgg(tmp_path / "vgg.npz")
+    perceptual = features.perceptual_features(tmp_path / "vgg.npz")
+    for images in (jnp.zeros((1, 32, 32, 3), jnp.uint8), jnp.zeros((32, 32, 3))):
+        with pytest.raises(ValueError, match=rf"in \[-1, 1\], got {images.dtype} .* by / 127\.5 - 1"):
+            perceptual(images)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden.named import fill
 from PIL import Image
 
 from jaxseg import parallel
@@ -19,6 +20,8 @@ from jaxseg.grow import Stage, adam, grow, load_generator, schedule
 from jaxseg.models import create_model
 from jaxseg.runs import load_run
 from jaxseg.train_adversarial import PROGAN_LOSS, STYLEGAN_LOSS, AdversarialLoss, adversarial, grown
+from jaxseg.weights import load_model
+from jaxseg.weights.genforce import blank_variables
 
 NARROW = {"resolution": 8, "base_features": 16, "max_features": 4}
 
@@ -173,6 +176,11 @@ def test_schedules():
     for endless in ({"total_kimg": float("inf")}, {"train_kimg": float("inf")}, {"total_kimg": float("nan")}):
         with pytest.raises(ValueError, match="a run has an end: fade_kimg, train_kimg and total_kimg are finite"):
             schedule(8, 16, **endless)
+    with pytest.raises(ValueError, match=r"total_kimg is thousands of images, or None, got -1"):
+        schedule(8, 16, total_kimg=-1.0)
+    for rates in ({"base_rate": -1.0}, {"base_rate": 0.0}, {"base_rate": float("nan")}, {"rates": {64: -0.5}}):
+        with pytest.raises(ValueError, match="learning rates are above 0, got"):
+            schedule(8, 16, **rates)
     with pytest.raises(ValueError, match=r"8x8 would see no image: train_kimg is 0"):
         schedule(8, 16, train_kimg=0.0)
 
@@ -243,6 +251,36 @@ def test_growth_resumes_in_the_middle_of_a_fade(faces, tmp_path):
             read(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("kind", "classes"), [("stylegan", 3), ("progan", 0)])
+def test_a_run_that_grew_converts_to_the_generator_it_has_grown_to(kind, classes, tmp_path, monkeypatch, capsys):
+    """At 8x8 of 16: its images are those of the whole generator at that stage."""
+    name, run = f"{kind}_generator", tmp_path / "run"
+    (run / "8" / "checkpoints").mkdir(parents=True)
+    fields = {"latent_features": 6} | ({"w_features": 5, "mapping_layers": 2} if kind == "stylegan" else {})
+    told = {"model": name, "num_classes": classes, **NARROW, "resolution": 16, "fields": fields, "stage": 1}
+    whole = create_model(name, classes, **NARROW | {"resolution": 16}, **fields)
+    given = jax.random.normal(KEY, (2, 6)), *([jnp.array([0, 2])] if classes else [])
+    variables = fill(blank_variables(whole))
+    monkeypatch.setattr("jaxseg.grow.load_generator", lambda run: (variables, told))
+    assert convert_command(Convert(name, run, tmp_path / "out")) == 0
+    assert f"wrote the weights of {run}, a {name}" in capsys.readouterr().out
+    found, loaded = load_model(tmp_path / "out")
+    want = jax.jit(functools.partial(whole.apply, stage=1, train=False))(variables, *given)
+    np.testing.assert_array_equal(jax.jit(functools.partial(found.apply, train=False))(loaded, *given), want)
+    trained = load_trained(str(run), None, None, None)
+    assert trained.model == found
+    assert trained.size == (8, 8)
+    with pytest.raises(ValueError, match=f"run holds {name}, not unet; name that model"):
+        convert_command(Convert("unet", run, tmp_path / "other"))
+    for change, said in (
+        ({"stage": 0}, "run has grown to 4x4, and a model begins at 8x8"),
+        ({"max_features": 2}, r"not the variables of this \w+: \d+ differ"),
+    ):
+        monkeypatch.setattr("jaxseg.grow.load_generator", lambda run, change=change: (variables, told | change))
+        with pytest.raises(ValueError, match=said):
+            load_trained(str(run), None, None, None)
+
+
 def test_the_next_stage_starts_from_the_networks_and_fresh_moments():
     """A conditional ProGAN in the middle of its fade, which follows the images shown."""
     first = functions("progan", 3).init(KEY, batch_of(0))
@@ -259,6 +297,11 @@ def test_the_next_stage_starts_from_the_networks_and_fresh_moments():
         assert all(np.isfinite(x) for x in metrics.values())
     assert update._cache_size() == 1  # the fade, and what comes after it
     np.testing.assert_allclose(fades, [0, 0.25, 0.5, 0.75, 1, 1])
+
+
+def test_growth_without_stages_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no stages; jaxseg\.grow\.schedule makes them"):
+        grow((), lambda *_: None, lambda size: None, Run(0, out=tmp_path), config={})
 
 
 def test_networks_and_stages_that_do_not_meet_are_named_before_hours_of_training():
@@ -286,6 +329,33 @@ def test_conditional_networks_ask_for_labels_by_name():
     generator = networks("progan", 3)[0]
     with pytest.raises(ValueError, match="classes 0 to 2, got labels -1 to 9"):
         generator.init(KEY, jnp.zeros((2, 6)), jnp.array([9, -1]), train=False)
+
+
+def test_batches_of_another_kind_are_named():
+    fns = functions("progan", 3)
+    state = jax.eval_shape(fns.init, KEY, batch_of(0))
+    for name, array, said in (
+        ("image", np.zeros((8, 4, 4, 3), np.float32), "images are bytes, 0 to 255, got float32; .* 255"),
+        ("class", np.full(8, 1.5, np.float32), r"`class` is int \[n\], got float32 \(8,\)"),
+        ("class", np.eye(8, 3, dtype=np.int32), r"`class` is int \[n\], got int32 \(8, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            jax.eval_shape(fns.update, state, batch_of(0) | {name: array}, KEY)
+    with pytest.raises(ValueError, match="fade_images is a number of images, 0 for none, got -1"):
+        functions(stage=1, fade_images=-1)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 255])
+def test_labels_out_of_range_are_no_number_where_they_are_not_known(label):
+    """Else all scores were zero, which no loss tells from a draw."""
+    for model in networks("stylegan", 3):
+        shapes = model.inputs(jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32))
+        given, known = jnp.ones(shapes[0].shape), jnp.array([0, 2])
+        variables = model.init(KEY, given, known, train=False)
+        run = jax.jit(functools.partial(model.apply, train=False))
+        found = jax.tree.leaves(run(variables, given, known.at[1].set(label)))[0]
+        assert np.isfinite(found[0]).all()
+        assert np.isnan(found[1]).all()
 
 
 def test_what_fills_a_last_batch_is_not_scored():

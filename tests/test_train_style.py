@@ -72,3 +72,11 @@ def test_the_learning_rate_is_hyperbolic():
     update, _ = optimizer.update(np.float32(1), state)
     # at a late step Adam's first moment starts from zero: its ten per cent over the second's root of a thousandth
     np.testing.assert_allclose(update, -1e-4 / 2 * 0.1 / 0.001**0.5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("numbers", [{"peak": -1.0}, {"peak": float("nan")}, {"decay": -1e-3}, {"warm_up": -1}])
+def test_a_rate_that_climbs_away_is_named(numbers):
+    with pytest.raises(
+        ValueError, match=rf"a rate is above 0, .* {next(iter(numbers))}={next(iter(numbers.values()))}"
+    ):
+        adam_hyperbolic(**numbers)

@@ -3,13 +3,13 @@
 import dataclasses
 import pathlib
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import tyro
 
 from jaxseg.cli.arguments import demand_output, demand_positive, nearest_model
-from jaxseg.cli.trained import demand_classes
+from jaxseg.cli.trained import demand_classes, load_grown
 from jaxseg.models import MODELS
 from jaxseg.runs import has_grown, load_described
 from jaxseg.weights import convert, save_model
@@ -33,13 +33,19 @@ class Convert:
 
 def _convert_run(config: Convert) -> int:
     """The newest weights of a run: its model without what only says how it was computed."""
-    _, variables, trained = load_described(config.weights)
-    if trained["model"] != config.model:
-        raise ValueError(f"{config.weights} holds {trained['model']}, not {config.model}; name that model")
-    demand_classes(config.weights, trained["num_classes"], config.classes)
-    fields = {k: v for k, v in trained["fields"].items() if k not in ("dtype", "remat")}
-    about = {"source": config.weights.resolve().name, **{k: trained[k] for k in ("class_names", "size", "palette")}}
-    save_model(config.out, variables, config.model, trained["num_classes"], about=about, **fields)
+    about: dict[str, Any] = {"source": config.weights.resolve().name}
+    if has_grown(config.weights):
+        fields, variables = load_grown(config.weights)
+        name, count = fields.pop("name"), fields.pop("num_classes")
+    else:
+        _, variables, trained = load_described(config.weights)
+        name, count, fields = trained["model"], trained["num_classes"], trained["fields"]
+        about |= {k: trained[k] for k in ("class_names", "size", "palette")}
+    if name != config.model:
+        raise ValueError(f"{config.weights} holds {name}, not {config.model}; name that model")
+    demand_classes(config.weights, count, config.classes)
+    fields = {k: v for k, v in fields.items() if k not in ("dtype", "remat")}
+    save_model(config.out, variables, config.model, count, about=about, **fields)
     print(f"wrote the weights of {config.weights}, a {config.model}, to {config.out}")
     return 0
 

@@ -234,6 +234,11 @@ def predict_command(config: Annotated[Predict, tyro.conf.arg(name="")]) -> int:
     trained = load_trained(config.model, config.weights, config.classes, config.size)
     if hasattr(trained.model, "detect_boxes"):
         return _detect(config, files, trained.model, trained.variables)
+    if hasattr(trained.model, "inputs"):  # what sees other than photographs, or scores no classes, says what it takes
+        raise ValueError(
+            f"{config.weights or config.model} is of {type(trained.model).__name__}, and predict is for models that "
+            "segment or find objects; jaxseg stylize transfers styles, and jaxseg.load_model gives any model in Python"
+        )
     if len(trained.palette) > IGNORE:
         raise ValueError(
             f"{config.model} scores {len(trained.palette)} classes, and a label map of 8 bits holds {IGNORE}; "

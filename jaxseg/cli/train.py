@@ -37,7 +37,7 @@ from jaxseg.data import (
     with_border_weights,
 )
 from jaxseg.fit import Run, demand_divisible, evaluation_feed, fit, training_feed
-from jaxseg.models import DETECTORS, MODELS
+from jaxseg.models import DETECTORS, MODELS, scores_classes
 from jaxseg.pretrained import fields_of, start_from
 from jaxseg.report import finish_run
 from jaxseg.runs import model_config, model_from_config
@@ -197,6 +197,11 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
         )
     if config.model in DETECTORS:
         raise ValueError(f"{config.model} is a detector; experiments/shapes_mask_rcnn.py shows how one is trained")
+    if not scores_classes(config.model):
+        raise ValueError(
+            f"{config.model} scores no classes of pixels; experiments/stylegan_faces.py, progan_faces.py and "
+            "style_transfer.py train generators with their discriminators, and style transfer"
+        )
     demand_sound(config)
     if config.weights is not None and not config.weights.exists():
         raise FileNotFoundError(f"--weights {config.weights}: no such file or folder")

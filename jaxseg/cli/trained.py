@@ -2,10 +2,11 @@
 
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
+from flax import traverse_util
 from jaxtyping import PyTree
 
 from jaxseg.cli.arguments import nearest_model
@@ -15,9 +16,10 @@ from jaxseg.runs import has_grown, is_described, load_described
 from jaxseg.weights import from_published, load_model, load_weights, published_arguments
 from jaxseg.weights.files import DESCRIPTIONS
 from jaxseg.weights.folder import read_json
+from jaxseg.weights.genforce import blank_variables, demand_variables
 from jaxseg.weights.published import GENERATION
 
-__all__ = ["Trained", "demand_classes", "load_trained"]
+__all__ = ["Trained", "demand_classes", "load_grown", "load_trained"]
 
 
 class Trained(NamedTuple):
@@ -62,13 +64,40 @@ def _of_folder(name: str, weights: pathlib.Path, classes: int | None, size: tupl
     if left_out := told.get("left_out"):
         raise ValueError(f"{weights} has no trained head ({left_out}): `jaxseg train --weights {weights}` trains one")
     model, variables = load_model(weights)
-    if name in MODELS and type(model) is not type(create_model(name, 1)):
-        raise ValueError(f"{weights} holds a {type(model).__name__}, not {name}; leave the model's name out")
+    if name in MODELS and type(model) is not type(create_model(name, 1 if scores_classes(name) else None)):
+        raise ValueError(f"{weights} holds {type(model).__name__}, not {name}; leave the model's name out")
     count = getattr(model, "num_classes", None)
     demand_classes(weights, count, classes)
     if not is_described(described := {**told, "model": name, "num_classes": count, "fields": {}}):
         return Trained(model, variables, size or (512, 512), voc_palette(max(count or 0, 2)))
     return Trained(model, variables, size or tuple(described["size"]), np.array(described["palette"], np.uint8))
+
+
+def load_grown(run: pathlib.Path) -> tuple[dict[str, Any], PyTree]:
+    """The averaged generator of a run that grew: arguments of `create_model`, of the size that it has grown to, and
+    its variables. Raises FileNotFoundError where the run does not describe it, ValueError where it has not grown
+    beyond 4x4, and WeightsMismatch where it is not as described.
+    """
+    from jaxseg.grow import load_generator
+
+    variables, told = load_generator(run)
+    match told:
+        case {"model": str(name), "num_classes": int(count), "stage": int(stage), "fields": dict(fields)}:
+            widths = {k: told[k] for k in ("base_features", "max_features") if k in told}
+            arguments = {"name": name, "num_classes": count, "resolution": 4 << stage, **widths, **fields}
+        case _:
+            raise FileNotFoundError(
+                f"{run} is of a generator that grew: jaxseg.grow.load_generator({str(run)!r}) reads it, and its config "
+                "does not say what create_model makes it with (model, num_classes and fields)"
+            )
+    if stage == 0:
+        raise ValueError(f"{run} has grown to 4x4, and a model begins at 8x8; go on with the run")
+    flat = traverse_util.flatten_dict(dict(variables))
+    model = create_model(**arguments)
+    shapes = {path: x.shape for path, x in traverse_util.flatten_dict(blank_variables(model)).items()}
+    grown = {path: array for path, array in flat.items() if path in shapes}  # without what is yet to grow
+    demand_variables(model, shapes, grown)
+    return arguments, traverse_util.unflatten_dict(grown)
 
 
 def load_trained(name: str, weights: pathlib.Path | None, classes: int | None, size: tuple[int, int] | None) -> Trained:
@@ -95,6 +124,13 @@ def load_trained(name: str, weights: pathlib.Path | None, classes: int | None, s
         return _of_folder(name, weights, classes, size)
     if not (weights / "checkpoints").is_dir() and not has_grown(weights):
         raise FileNotFoundError(f"--weights {weights} is the folder of no run (checkpoints) and no model (model.json)")
+    if has_grown(weights):
+        arguments, variables = load_grown(weights)
+        demand_classes(weights, arguments["num_classes"], classes)
+        side = arguments["resolution"]
+        if name in MODELS and arguments["name"] != name:
+            raise ValueError(f"{weights} holds {arguments['name']}, not {name}; name that model")
+        return Trained(create_model(**arguments), variables, (side, side), voc_palette(2))
     model, variables, trained = load_described(weights)
     demand_classes(weights, trained["num_classes"], classes)
     if name in MODELS and trained["model"] != name:

@@ -42,9 +42,9 @@ def drift(real: Scores) -> Float[Array, ""]:
 
 
 def class_loss(logits: Float[Array, "n k"], labels: Int[Array, "n"]) -> Float[Array, ""]:
-    """Cross-entropy of the auxiliary classifier (Odena et al. 2017)."""
-    picked = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), labels[:, None], 1)
-    return -batch_mean(jnp.mean(picked))
+    """Cross-entropy of the auxiliary classifier (Odena et al. 2017); NaN where a label is of no class."""
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), labels[:, None], 1)[:, 0]
+    return -batch_mean(jnp.mean(jnp.where(labels < 0, jnp.nan, picked)))  # -1 would be the last class's
 
 
 def _squared_gradients(score: Callable[[Array], Scores], images: Array) -> Float[Array, "n"]:

@@ -21,12 +21,12 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-def _rows(*sets: np.ndarray, least: int) -> list[np.ndarray]:
+def _rows(*sets: np.ndarray, least: int, of: str = "") -> list[np.ndarray]:
     found = [np.asarray(rows, np.float64) for rows in sets]
     for rows in found:
         if rows.ndim != 2 or len(rows) < least or rows.shape[1] != found[0].shape[1]:
             shapes = " and ".join(str(r.shape) for r in found)
-            raise ValueError(f"features are rows, {least} or more, of one length in every set; got {shapes}")
+            raise ValueError(f"features are rows, {least} or more{of}, of one length in every set; got {shapes}")
         finite = np.isfinite(rows).all(1)
         if not finite.all():
             raise ValueError(f"features are finite; row {np.argmin(finite)} of a set is not, of {len(rows)}")
@@ -51,7 +51,7 @@ def inception_score(probabilities: Float[np.ndarray, "n k"], splits: int = 10) -
     """Mean and deviation over `splits` of exp(E KL(p(y|x) || p(y))) (Salimans et al. 2016, section 4)."""
     if splits < 1:
         raise ValueError(f"inception_score needs at least one split, got {splits}")
-    (p,) = _rows(probabilities, least=splits)
+    (p,) = _rows(probabilities, least=splits, of=f" for {splits} splits")
     if (p < 0).any() or not np.allclose(p.sum(1), 1, atol=1e-3):
         raise ValueError("inception_score takes class probabilities, rows that sum to one; apply a softmax first")
     scores = []
@@ -86,7 +86,9 @@ def precision_recall(
     """Improved precision and recall: coverage by balls to the k-th neighbour (Kynkaanniemi et al. 2019, eq. 1-2)."""
     if neighbours < 1:
         raise ValueError(f"precision_recall needs one neighbour or more, got {neighbours}")
-    a, b = _rows(images, reals, least=neighbours + 1)
+    if block < 1:
+        raise ValueError(f"precision_recall compares a block of one row or more, got {block}")
+    a, b = _rows(images, reals, least=neighbours + 1, of=f" for {neighbours} neighbours")
     return PrecisionRecall(_covered(a, b, neighbours, block), _covered(b, a, neighbours, block))
 
 
@@ -129,6 +131,8 @@ def perceptual_path_length(
         between = _spherical(first, second, t) if spherical else first + t * (second - first)
         ends.append(generate(between))
     distances = np.asarray(distance(*ends), np.float64) / epsilon**2
+    if distances.size != len(first):
+        raise ValueError(f"distance gives a number for each of {len(first)} pairs, got {distances.shape}")
     if not np.isfinite(distances).all():
         raise ValueError(f"distances are finite; that of pair {np.argmin(np.isfinite(distances))} is not")
     low, high = np.percentile(distances, 1, method="lower"), np.percentile(distances, 99, method="higher")

@@ -68,6 +68,8 @@ def sliced_wasserstein(
             f"sliced_wasserstein needs at least one direction and one patch an image, got {directions} and "
             f"{patches_an_image}"
         )
+    if patch < 1:
+        raise ValueError(f"sliced_wasserstein takes patches of one pixel or more, got {patch}")
     if images.shape != reals.shape or images.ndim != 4 or not len(images):
         raise ValueError(
             "sliced_wasserstein needs as many images as reals, of one size, (n, h, w, c) with n of 1 or more: got "

@@ -7,7 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Shaped
 
 from jaxseg.backbones.vgg import VGG, vgg16, vgg19
 from jaxseg.layers import Conv, he_fan_in
@@ -100,11 +101,13 @@ class AdaINTransfer(nn.Module):
         self.encoder = self.vgg(dtype=self.dtype)
         self.decoder = Decoder(self.encoder.depths, self.encoder.features, self.dtype)
 
-    def encode(self, images: Float[Array, "n h w 3"]) -> dict[str, Array]:
+    def encode(self, images: Shaped[Array, "n h w 3"]) -> dict[str, Array]:
         """The encoder's features by name; `relu4_1` is what AdaIN acts on, `STYLE_FEATURES` the style loss."""
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"AdaINTransfer takes RGB images (n, h, w, 3), got {images.shape}; leave alpha out")
-        if min(images.shape[1:3]) < LEAST:
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"AdaINTransfer takes images in [0, 1], got {images.dtype}; divide bytes by 255")
+        if any(side < LEAST for side in images.shape[1:3]):  # sides of an export are symbols, which min() cannot order
             h, w = (max(size, LEAST) for size in images.shape[1:3])
             raise ValueError(f"AdaINTransfer needs h, w of at least {LEAST}, got {images.shape[1:3]}; use ({h}, {w})")
         return self.encoder(images, train=False)
@@ -149,6 +152,12 @@ class AdaINTransfer(nn.Module):
                 raise ValueError(
                     f"give masks or weights, and a mask for each style: got {masks.shape[-1]} masks for "
                     f"{len(styles)} styles, and {'no ' if weights is None else ''}weights"
+                )
+            if not isinstance(masks, jax.core.Tracer) and not np.allclose(masks.sum(-1), 1, atol=1e-2):
+                total = np.asarray(masks.sum(-1))
+                raise ValueError(
+                    f"masks sum to one at each pixel, got sums of {total.min():g} to {total.max():g}; divide them by "
+                    "their sum, and give what none covers to one"
                 )
             cell = 2 ** (len(self.encoder.depths) - 1)
             h, w = features.shape[1:3]

@@ -19,6 +19,7 @@ __all__ = [
     "GrowingDiscriminator",
     "ProGANGenerator",
     "check_resolution",
+    "check_sizes",
     "one_hot",
     "progan_discriminator",
     "stage_of",
@@ -47,6 +48,13 @@ def check_resolution(resolution: int, what: str) -> int:
     return stages
 
 
+def check_sizes(model: Any, *names: str) -> None:
+    """ValueError where one of the fields is below 1, or `num_classes` below 0."""
+    for name, least in (("num_classes", 0), *((name, 1) for name in names)):
+        if (size := getattr(model, name)) < least:
+            raise ValueError(f"{type(model).__name__} has {name}={size}: give it {least} or more")
+
+
 def stage_of(stage: int | None, stages: int, what: str) -> int:
     """`stage`, by default the last; ValueError for one that the model has not."""
     if stage is None:
@@ -70,7 +78,10 @@ def double(x: Array) -> Array:
 
 
 def one_hot(labels: Labels, num_classes: int, n: Any, what: str) -> Float[Array, "n k"]:
-    """Class vectors; ValueError where labels are missing, or given to an unconditional model."""
+    """Class vectors; ValueError where labels are missing, or given to an unconditional model, or of no class.
+
+    Where they are traced, and so not known, those of no class have vectors of NaN.
+    """
     if num_classes and labels is None:
         raise ValueError(f"this {what} is conditional on {num_classes} classes: give labels, int [{n}]")
     if not num_classes and labels is not None:
@@ -83,7 +94,8 @@ def one_hot(labels: Labels, num_classes: int, n: Any, what: str) -> Float[Array,
     known = np.zeros(0, int) if isinstance(labels, jax.core.Tracer) else np.asarray(labels)
     if ((known < 0) | (known >= num_classes)).any():
         raise ValueError(f"{what} has classes 0 to {num_classes - 1}, got labels {known.min()} to {known.max()}")
-    return jax.nn.one_hot(labels, num_classes)
+    of_a_class = (labels >= 0) & (labels < num_classes)
+    return jnp.where(of_a_class[:, None], jax.nn.one_hot(labels, num_classes), jnp.nan)
 
 
 def check_latents(latents: Array, features: int, what: str) -> None:
@@ -122,6 +134,7 @@ class ProGANGenerator(nn.Module):
         fade: Fade = None,
         train: bool,
     ) -> Float[Array, "n r r 3"]:
+        check_sizes(self, "latent_features", "base_features", "max_features")
         stages = check_resolution(self.resolution, "ProGANGenerator")
         asked = stage_of(stage, stages, "ProGANGenerator")
         stage = stages if self.is_initializing() else asked  # every parameter exists from the start
@@ -200,6 +213,7 @@ class GrowingDiscriminator(nn.Module):
         fade: Fade = None,
         train: bool,
     ) -> DiscriminatorOutput:
+        check_sizes(self, "base_features", "max_features")
         stages = check_resolution(self.resolution, "GrowingDiscriminator")
         asked = stage_of(stage, stages, "GrowingDiscriminator")
         stage = stages if self.is_initializing() else asked  # every parameter exists from the start

@@ -1,5 +1,6 @@
 """StyleGAN's generator: a mapping network, and a synthesis network that its styles and noise drive."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from jaxseg.models.progan import (
     Labels,
     check_latents,
     check_resolution,
+    check_sizes,
     faded,
     latent_inputs,
     leaky_relu,
@@ -33,12 +35,16 @@ def _per_example(key: jax.Array, n: int) -> jax.Array:
 
 
 def mix_styles(
-    first: Float[Array, "n layers w"], second: Float[Array, "n layers w"], crossover: Int[Array, "n"]
+    first: Float[Array, "n layers w"],
+    second: Float[Array, "n layers w"],
+    crossover: Int[Array, "n"] | Sequence[int] | int,
 ) -> Float[Array, "n layers w"]:
-    """Each image's styles from `first` for layers before its `crossover`, from `second` after.
+    """Each image's styles from `first` for layers before its `crossover`, or one for all, from `second` after.
 
     Raises ValueError where the three are not of as many images and layers: one w for all would be broadcast unasked.
     """
+    crossover = jnp.asarray(crossover)
+    crossover = crossover if crossover.ndim else jnp.full(first.shape[:1], crossover)
     if first.ndim != 3 or first.shape != second.shape or crossover.shape != first.shape[:1]:
         raise ValueError(
             f"mix_styles takes two w of one shape [n, layers, w] and crossover [n], got {first.shape}, {second.shape} "
@@ -173,6 +179,7 @@ class StyleGANGenerator(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
+        check_sizes(self, "latent_features", "w_features", "base_features", "max_features")
         self.stages = check_resolution(self.resolution, "StyleGANGenerator")
         self.mapping = Mapping(self.w_features, self.mapping_layers, self.num_classes, self.mapping_lr_multiplier)
         self.synthesis = Synthesis(
@@ -207,11 +214,13 @@ class StyleGANGenerator(nn.Module):
     def truncate(
         self,
         w: Float[Array, "n w"] | Float[Array, "n layers w"],
-        psi: float | Float[Array, ""],
+        psi: float | Float[Array, "*_"],
         layers: int = 8,
     ) -> Float[Array, "n layers w"]:
         """The first `layers` styles moved to the average w: psi 1 leaves them, 0 is the average (appendix B)."""
         w = self._of_each_layer(w, "truncate")
+        if jnp.ndim(psi):
+            raise ValueError(f"psi is one number, got {jnp.shape(psi)}; jax.vmap takes one for each image")
         toward = self.w_average.value + psi * (w - self.w_average.value)
         return jnp.where(jnp.arange(w.shape[1])[:, None] < layers, toward, w)
 
@@ -254,7 +263,7 @@ class StyleGANGenerator(nn.Module):
         *,
         stage: int | None = None,
         fade: Fade = None,
-        truncation_psi: float | Float[Array, ""] | None = None,
+        truncation_psi: float | Float[Array, "*_"] | None = None,
         truncation_layers: int = 8,
         noise_strength: float | Float[Array, "layers"] = 1.0,
         train: bool,

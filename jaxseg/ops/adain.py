@@ -51,7 +51,13 @@ def channel_statistics(
 
     A variance of no more than `ddof` pixels is 0, where NumPy and PyTorch have NaN; the gradient of a
     deviation of zero is zero. Weights say how much of the region a pixel is: all of them halved change nothing.
+    Raises ValueError for other shapes.
     """
+    if x.ndim != 4 or (mask is not None and (mask.shape[1:] != x.shape[1:3] or mask.shape[0] not in (1, x.shape[0]))):
+        raise ValueError(
+            "statistics are of features (n, h, w, c), and of a mask (n, h, w) over them: got "
+            f"{x.shape}{'' if mask is None else f' and {mask.shape}'}"
+        )
     x = x.astype(jnp.float32)
     weights = jnp.ones((1, *x.shape[1:3], 1)) if mask is None else mask.astype(jnp.float32)[..., None]
     n = weights.sum((1, 2), keepdims=True)

@@ -26,8 +26,13 @@ def match_colors(source: Float[Array, "h w 3"], target: Float[Array, "h2 w2 3"])
     CORAL (Sun et al. 2016) on standardised channels, with the identity added to the sums of products. It is
     pytorch-AdaIN's for images of as many pixels; for others the port also scales the deviations by the square
     root of the ratio, and this does not. Matching the style's colours to the content's before the transfer
-    keeps the content's (Huang and Belongie 2017, section 7.3).
+    keeps the content's (Huang and Belongie 2017, section 7.3). Raises ValueError for batches, whose images would lend
+    each other their colours: `jax.vmap` takes one after the other.
     """
+    if source.ndim != 3 or target.ndim != 3:
+        raise ValueError(
+            f"match_colors takes images (h, w, 3), got {source.shape} and {target.shape}; jax.vmap takes batches"
+        )
     x, _, _ = _standardized(source)
     y, mean, std = _standardized(target)
     eye = jnp.eye(3)

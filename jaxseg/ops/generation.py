@@ -28,8 +28,10 @@ def blur(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
 
 
 def average_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-    """Means of 2x2 pixels."""
+    """Means of 2x2 pixels. Raises ValueError for an odd height or width."""
     n, h, w, c = x.shape
+    if h % 2 or w % 2:
+        raise ValueError(f"average_pool needs h, w divisible by 2, got ({h}, {w}); pad to ({h + h % 2}, {w + w % 2})")
     return x.reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
 
@@ -41,6 +43,8 @@ def minibatch_stddev(
     Examples i, i + m, i + 2 m, ... of the global batch form group i, with m groups of `group_size`, or one
     group where the batch is smaller. Raises ValueError where groups do not fill the batch.
     """
+    if group_size < 1:
+        raise ValueError(f"minibatch_stddev takes groups of 1 example or more, got {group_size}")
     every = jax.lax.all_gather(x, BATCH_AXIS, tiled=True) if in_mapped_batch() else x
     n = every.shape[0]
     if n == 0:

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from jaxseg.backbones import BACKBONES, described_backbone
 from jaxseg.layers import NORMS
-from jaxseg.models import create_model
+from jaxseg.models import create_model, scores_classes
 from jaxseg.models.adain_transfer import ENCODERS, AdaINTransfer
 from jaxseg.models.pspnet import POOLS
 from jaxseg.weights.files import of_run, read_weights, weights_file
@@ -113,13 +113,16 @@ def published_arguments(
         file, described = weights_file(path), dict(description(path) or {})
         theirs = described.pop("name", name)
         with describing(path):
-            of_name = type(create_model(name, 1)) is type(create_model(theirs, 1))
+            one, other = (create_model(n, 1 if scores_classes(n) else None) for n in (name, theirs))
+            of_name = type(one) is type(other)
         if not of_name:
             raise WeightsMismatch(f"{path} is of {theirs}, not {name}; name that model")
         described.pop("num_classes", None)
         fields = described | fields
     state = read_weights(file)
-    model: Any = create_model(name, num_classes or 1, **fields)
+    model: Any = create_model(name, (num_classes or 1) if scores_classes(name) else num_classes, **fields)
+    if isinstance(model, AdaINTransfer):
+        return {"name": name, "num_classes": None, **fields}, state
     if isinstance(model, GENERATION):
         if any(entry.startswith("params/") for entry in state):  # our own names, which say nothing
             return {"name": name, "num_classes": num_classes or 0, **fields}, state

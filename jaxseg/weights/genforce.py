@@ -18,7 +18,15 @@ from jaxseg.models.progan import GrowingDiscriminator, ProGANGenerator
 from jaxseg.models.stylegan import StyleGANGenerator
 from jaxseg.weights.wrapped import WeightsMismatch, bare_entries
 
-__all__ = ["blank_variables", "from_genforce", "genforce_fields", "genforce_has", "network_of", "to_genforce"]
+__all__ = [
+    "blank_variables",
+    "demand_variables",
+    "from_genforce",
+    "genforce_fields",
+    "genforce_has",
+    "network_of",
+    "to_genforce",
+]
 
 FUSED_FROM = 128  # resolution
 
@@ -248,9 +256,25 @@ def _resolution(model: Any) -> str:
     return f"{model.resolution}x{model.resolution}"
 
 
+def demand_variables(model: nn.Module, shapes: Mapping[Path, Any], flat: Mapping[Path, Any]) -> None:
+    """Raises WeightsMismatch where variables, by their paths, are not those of the model, which have `shapes`."""
+    if wrong := [
+        path for path in shapes.keys() | flat.keys() if path not in flat or shapes.get(path) != flat[path].shape
+    ]:
+        shown = ", ".join(sorted("/".join(path) for path in wrong)[:5])
+        raise WeightsMismatch(
+            f"these are not the variables of this {type(model).__name__}: {len(wrong)} differ, {shown}"
+        )
+
+
 def to_genforce(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """genforce's state_dict of `variables`, which its `load_state_dict` takes whole."""
+    """genforce's state_dict of `variables`, which its `load_state_dict` takes whole.
+
+    Raises WeightsMismatch where they are not those of the model.
+    """
     flat = traverse_util.flatten_dict(dict(variables))
+    shapes = traverse_util.flatten_dict(blank_variables(model))
+    demand_variables(model, {path: x.shape for path, x in shapes.items()}, flat)
     state = {n: np.ascontiguousarray(e.theirs(np.asarray(flat[e.path]))) for n, e in _entries(model).items()}
     kernel = np.outer((1, 2, 1), (1, 2, 1)).astype(np.float32)[None, None] / 16
     if isinstance(model, StyleGANGenerator):

@@ -246,14 +246,20 @@ def _demand_stylegan(model: nn.Module) -> None:
 def from_nvlabs(variables: Mapping[str, np.ndarray], model: nn.Module) -> dict[str, Any]:
     """Variables of a StyleGAN network with the values of one of `read_nvlabs`' networks.
 
-    Raises WeightsMismatch, by genforce's names, where something is missing or misshapen.
+    Raises WeightsMismatch, by genforce's names, where something is missing or misshapen, and by TensorFlow's for
+    layers that the model has not.
     """
     _demand_stylegan(model)
+    names = _names(model)
     state = {
         name: _turned(name, np.asarray(variables[theirs], np.float32), (3, 2, 0, 1))
-        for name, theirs in _names(model).items()
+        for name, theirs in names.items()
         if theirs in variables
     }
+    # of what is no layer's, the stage of growth, a model has no need
+    layers = {name for name in variables if name.endswith(("/weight", "/bias"))}
+    if state and (rest := sorted(layers.difference(names.values()))):
+        raise WeightsMismatch(f"the network has layers that this {type(model).__name__} has not: {', '.join(rest)}")
     return from_genforce(state, model, where="the network")
 
 

@@ -22,7 +22,7 @@ from jaxseg.models.unet import UNetValid
 from jaxseg.ops.tracing import blank_kernels
 from jaxseg.weights.files import read_weights, weights_file
 from jaxseg.weights.folder import demand_described
-from jaxseg.weights.genforce import from_genforce, genforce_has, to_genforce
+from jaxseg.weights.genforce import demand_variables, from_genforce, genforce_has, to_genforce
 from jaxseg.weights.semseg import SEMSEG
 from jaxseg.weights.smp import SMP
 from jaxseg.weights.torchvision import TORCHVISION, Publisher
@@ -370,14 +370,7 @@ def to_published(model: nn.Module, variables: Mapping[str, Any], publisher: str 
     own = isinstance(model, (*GENERATION, AdaINTransfer))
     chosen = JAXSEG if own and publisher in (None, JAXSEG.name) else _chosen(model, publisher)
     flat = traverse_util.flatten_dict(dict(variables))
-    shapes = {path: x.shape for path, x in _shapes(model).items()}
-    if wrong := [
-        path for path in shapes.keys() | flat.keys() if path not in flat or shapes.get(path) != flat[path].shape
-    ]:
-        shown = ", ".join(sorted("/".join(path) for path in wrong)[:5])
-        raise WeightsMismatch(
-            f"these are not the variables of this {type(model).__name__}: {len(wrong)} differ, {shown}"
-        )
+    demand_variables(model, {path: x.shape for path, x in _shapes(model).items()}, flat)
     names = _names(chosen, model, flat)
     return {chosen.prefix + name: _to_torch(chosen, np.asarray(flat[path])) for name, path in names.items()}
 

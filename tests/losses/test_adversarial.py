@@ -38,6 +38,8 @@ def test_class_loss():
     np.testing.assert_allclose(
         class_loss(logits, jnp.array([0, 4, 2, 2])), -np.log(p[range(4), [0, 4, 2, 2]]).mean(), rtol=1e-5
     )
+    for label in (-1, 5):
+        assert np.isnan(class_loss(logits, jnp.array([0, 4, 2, label])))
 
 
 KERNEL = np.asarray(image(1, 4, 4)[0])

@@ -67,7 +67,7 @@ def test_precision_and_recall(block):
 def test_features_that_do_not_fit():
     with pytest.raises(ValueError, match=r"\(80, 5\) and \(60, 4\)"):
         frechet_distance(A, B[:, :4])
-    with pytest.raises(ValueError, match="rows, 4 or more"):
+    with pytest.raises(ValueError, match="rows, 4 or more for 3 neighbours, of one length"):
         precision_recall(A[:3], B)
     unknown = A.copy()
     unknown[3, 2] = np.nan
@@ -77,6 +77,10 @@ def test_features_that_do_not_fit():
     for neighbours in (0, -1):
         with pytest.raises(ValueError, match=f"one neighbour or more, got {neighbours}"):
             precision_recall(A, B, neighbours=neighbours)
+    with pytest.raises(ValueError, match="rows, 61 or more for 60 neighbours"):
+        precision_recall(A, B, neighbours=60)
+    with pytest.raises(ValueError, match="a block of one row or more, got 0"):
+        precision_recall(A, B, block=0)
 
 
 def test_path_length_of_a_linear_generator_is_that_of_its_chords():
@@ -94,13 +98,16 @@ def test_path_length_of_a_linear_generator_is_that_of_its_chords():
     np.testing.assert_allclose(ours, arcs.mean(), rtol=1e-4)
     for words, said in (
         ({"epsilon": 0.0}, "epsilon is a step above 0, got 0.0"),
+        ({"distance": lambda a, b: np.square(a - b).sum()}, r"a number for each of 40 pairs, got \(\)"),
         ({"at": at[:3]}, r"pairs are as many .* \(3,\)"),
         ({"second": second[:7]}, "pairs are as many firsts, seconds and t: got 40, 7"),
         ({"first": first * 0, "spherical": True}, "a latent of zero lies on no sphere"),
         ({"at": np.where(np.arange(40) == 3, np.nan, at)}, "distances are finite; that of pair 3 is not"),
     ):
         with pytest.raises(ValueError, match=said):
-            perceptual_path_length(lambda x: x, squared, **{"first": first, "second": second, "at": at} | words)
+            perceptual_path_length(
+                lambda x: x, **{"distance": squared, "first": first, "second": second, "at": at} | words
+            )
 
 
 @pytest.mark.parametrize(("n", "kept"), [(2, slice(0, 2)), (101, slice(1, 100)), (256, slice(2, 254))])
@@ -122,3 +129,5 @@ def test_inception_score_of_splits_that_do_not_divide():
     np.testing.assert_allclose(inception_score(p), (np.mean(naive), np.std(naive)), rtol=1e-12)
     with pytest.raises(ValueError, match="at least one split, got 0"):
         inception_score(p, 0)
+    with pytest.raises(ValueError, match=r"rows, 10 or more for 10 splits, of one length in every set; got \(5, 4\)"):
+        inception_score(p[:5])

@@ -109,3 +109,6 @@ def test_sets_that_do_not_fit():
         sliced_wasserstein(draws(0, 0), draws(0, 0), seed=0)
     with pytest.raises(ValueError, match="one patch an image, got 512 and 0"):
         sliced_wasserstein(draws(0, 4), draws(0, 4), seed=0, patches_an_image=0)
+    for patch in (0, -1):
+        with pytest.raises(ValueError, match=f"patches of one pixel or more, got {patch}"):
+            sliced_wasserstein(draws(0, 4), draws(0, 4), seed=0, patch=patch)

@@ -147,6 +147,12 @@ def test_alpha_and_weights():
     assert np.abs(np.asarray(between) - alone).max() > 1e-2
 
 
+def test_bytes_are_not_taken_for_images_in_0_to_1():
+    model, variables = narrow()
+    with pytest.raises(ValueError, match=r"takes images in \[0, 1\], got uint8; divide bytes by 255"):
+        model.apply(variables, jnp.zeros((1, 16, 16, 3), jnp.uint8), method="encode")
+
+
 def test_masks_give_each_region_its_style():
     model, variables = narrow()
     everywhere = jnp.concatenate([jnp.ones((1, 61, 83, 1)), jnp.zeros((1, 61, 83, 1))], -1)
@@ -167,6 +173,9 @@ def test_masks_give_each_region_its_style():
     np.testing.assert_allclose(transfer()(styles(), masks=masks), features("decode")(target), atol=1e-4)
     with pytest.raises(ValueError, match="got 2 masks for 1 styles"):
         model.apply(variables, CONTENT(), styles()[:1], masks=masks, method="transfer")
+    for wrong, said in ((2 * masks, "of 2 to 2; divide them"), (masks.at[:, :9].set(0), "of 0 to 1; divide them")):
+        with pytest.raises(ValueError, match=f"masks sum to one at each pixel, got sums {said}"):
+            model.apply(variables, CONTENT(), styles(), masks=wrong, method="transfer")
 
 
 def test_published_files_there_and_back(tmp_path):

@@ -310,7 +310,9 @@ def test_training_mixes_an_image_at_a_time_and_follows_w():
     old = variables["w_average"]["mean"]
     np.testing.assert_allclose(state["w_average"]["mean"], 0.75 * old + 0.25 * w.mean(0), rtol=1e-4, atol=1e-5)
     a, b = jnp.zeros((3, 4, 2)), jnp.ones((3, 4, 2))
-    np.testing.assert_array_equal(mix_styles(a, b, jnp.array([1, 3, 4]))[..., 0].sum(1), [3, 1, 0])
+    for crossover in (jnp.array([1, 3, 4]), [1, 3, 4]):
+        np.testing.assert_array_equal(mix_styles(a, b, crossover)[..., 0].sum(1), [3, 1, 0])
+    np.testing.assert_array_equal(mix_styles(a, b, 3), mix_styles(a, b, jnp.array([3, 3, 3])))
     with pytest.raises(ValueError, match=r"of one shape .* got \(1, 4, 2\), \(3, 4, 2\)"):
         inspect.unwrap(mix_styles)(a[:1], b, jnp.array([1, 3, 4]))
 
@@ -393,6 +395,18 @@ def test_no_variance_is_no_nan(dtype):
         ("progan_discriminator", {}, (images_of(8),), {}, r"stage 2 sees images \(16, 16, 3\), got \(8, 8, 3\)"),
         ("progan_discriminator", {}, (images_of(16, 6),), {}, "groups of 4 examples, got 6; use a batch of 8"),
         ("progan_discriminator", {}, (images_of(16, 0),), {}, "one image or more, got none"),
+        (
+            "stylegan_generator",
+            {},
+            (latents(),),
+            {"truncation_psi": jnp.ones(4)},
+            r"psi is one number, got \(4,\); jax\.vmap",
+        ),
+        ("progan_generator", {"num_classes": -1}, (latents(), labels_of(3)), {}, "num_classes=-1: .* 0 or more"),
+        ("progan_discriminator", {"num_classes": -1}, (images_of(16),), {}, "num_classes=-1: .* 0 or more"),
+        ("progan_generator", {"latent_features": 0}, (latents()[:, :0],), {}, "latent_features=0: .* 1 or more"),
+        ("stylegan_generator", {"w_features": -1}, (latents(),), {}, "w_features=-1: .* 1 or more"),
+        ("stylegan_discriminator", {"max_features": 0}, (images_of(16),), {}, "max_features=0: .* 1 or more"),
     ],
 )
 def test_bad_input_is_named(name, fields, inputs, options, said):

@@ -1,5 +1,7 @@
 """AdaIN against NumPy, in both conventions, and where variances vanish."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,3 +134,13 @@ def test_a_faint_mask_is_the_region_all_the_same():
     np.testing.assert_allclose(faint, whole, atol=1e-4)
     with pytest.raises(ValueError, match="one for each of 2 contents, got 3"):
         adaptive_instance_norm(CONTENT, jnp.ones((3, 4, 4, 6)))
+
+
+def test_shapes_that_would_be_broadcast_are_named():
+    statistics = inspect.unwrap(channel_statistics)
+    for x, mask in ((CONTENT[0], None), (CONTENT, jnp.ones((2, 5, 1))), (CONTENT, jnp.ones((2, 7, 5)))):
+        with pytest.raises(ValueError, match=r"of features \(n, h, w, c\), and of a mask \(n, h, w\) over them: got"):
+            statistics(x, mask)
+    np.testing.assert_array_equal(*(statistics(CONTENT, jnp.ones((n, *CONTENT.shape[1:3]))).std for n in (1, 2)))
+    with pytest.raises(ValueError, match=r"takes images \(h, w, 3\), got \(2, 4, 4, 3\) and \(5, 5, 3\); jax\.vmap"):
+        inspect.unwrap(match_colors)(jnp.ones((2, 4, 4, 3)), jnp.ones((5, 5, 3)))

@@ -56,6 +56,10 @@ def test_minibatch_stddev_is_of_strided_groups():
     assert np.isfinite(gradient).all()
     with pytest.raises(ValueError, match="groups of 4 examples, got 6; use a batch of 8"):
         minibatch_stddev(x[:6])
+    with pytest.raises(ValueError, match="groups of 1 example or more, got 0"):
+        minibatch_stddev(x, 0)
+    with pytest.raises(ValueError, match=r"divisible by 2, got \(5, 4\); pad to \(6, 4\)"):
+        average_pool(jnp.ones((1, 5, 4, 3)))
 
 
 def test_minibatch_stddev_under_a_map_sees_the_global_batch():

@@ -233,6 +233,22 @@ def test_an_entry_that_would_tell_the_classes_is_named_where_it_is_missing_or_mi
         convert(name, tmp_path / "published.safetensors", tmp_path / "out", **widths)
 
 
+@pytest.mark.parametrize("name", ["stylegan_generator", "progan_discriminator"])
+def test_variables_of_another_network_are_not_written(name, tmp_path):
+    """Of a higher resolution the upper layers would be left out, of other widths all would be written."""
+    fields = LATENT if name.endswith("generator") else {}
+    model = jaxseg.create_model(name, **SMALL, **fields)
+    variables = drawn(model)
+    for other in (
+        drawn(model.clone(resolution=32)),
+        drawn(model.clone(max_features=4)),
+        {"params": {k: v for k, v in variables["params"].items() if k not in ("mapping", "conv_4")}},
+    ):
+        with pytest.raises(WeightsMismatch, match=rf"not the variables of this {type(model).__name__}: \d+ differ"):
+            save_weights(tmp_path / "published.safetensors", model, other)
+    assert not (tmp_path / "published.safetensors").exists()
+
+
 @pytest.mark.parametrize(("name", "classes", "fields"), OWN)
 def test_networks_that_nobody_published_keep_their_own_names(name, classes, fields, tmp_path):
     model = jaxseg.create_model(name, classes, **SMALL, **fields)

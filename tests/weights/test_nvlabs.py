@@ -168,3 +168,12 @@ def test_what_is_missing_is_named():
         from_nvlabs(arrays, model)
     with pytest.raises(WeightsMismatch, match="not ProGANGenerator"):
         to_nvlabs(*case("progan_generator"))
+
+
+def test_layers_that_the_model_has_not_are_named():
+    """A mapping network of eight layers does not load as one of seven."""
+    model, variables = case("stylegan_generator", 16)
+    arrays = to_nvlabs(model, variables) | {"lod": np.float32(0)}
+    with pytest.raises(WeightsMismatch, match="layers that this StyleGANGenerator has not: Dense7/bias, Dense7/weight"):
+        from_nvlabs(arrays, model.clone(mapping_layers=7))
+    assert jax.tree.all(jax.tree.map(np.array_equal, from_nvlabs(arrays, model), variables))
