@@ -26,6 +26,6 @@ def test_the_tables_of_results_are_those_of_the_files():
     assert tables.written(README) == README, "run python experiments/readme_tables.py"
     assert sorted(re.findall("<!-- table: (.*) -->", README)) == sorted(tables.TABLES), "each once"
     assert not re.search(r"^\|.*\n[^|\n]", README, re.MULTILINE), "an empty line ends a table"
-    typed = README.replace("| 1.15 |", "| 1.05 |", 1)
+    typed = re.sub(r"\d\.\d\d \|$", "9.99 |", README, count=1, flags=re.MULTILINE)
     assert typed != README
     assert tables.written(typed) == README
