@@ -178,7 +178,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
         tree = json.loads(path.read_bytes())  # in any of JSON's encodings
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; it should be COCO's JSON of instances") from None
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # a folder among them
         raise DataError(f"{path}: not a JSON file ({error})") from None
     missing = [k for k in ("images", "annotations", "categories") if not isinstance(tree, dict) or k not in tree]
     if missing:

@@ -52,6 +52,8 @@ def test_coco_gives_boxes_classes_masks_and_crowds(tmp_path):
 def test_coco_says_what_is_wrong(tmp_path):
     with pytest.raises(DataError, match="no such file; it should be COCO's JSON"):
         coco(tmp_path, tmp_path / "none.json")
+    with pytest.raises(DataError, match=r"not a JSON file.*directory"):  # the folder of the JSON for the JSON
+        coco(tmp_path, tmp_path)
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(DataError, match="not a JSON file"):
         coco(tmp_path, tmp_path / "a.json")
