@@ -192,15 +192,21 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 def _classes(path: pathlib.Path, categories: Any, contiguous: bool) -> tuple[dict[int, int], tuple[str, ...]]:
     """The class of each category id, and the names by class."""
     try:
-        names = {int(c["id"]): str(c["name"]) for c in categories}
+        names: dict[int, str] = {}
+        for listed in categories:
+            if names.setdefault(int(listed["id"]), str(listed["name"])) != str(listed["name"]):
+                both = f"{names[int(listed['id'])]} and {listed['name']}"
+                raise DataError(f"{path}: category id {listed['id']} is listed twice, for {both}")
+    except DataError:
+        raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: a category has an id, a whole number, and a name ({error!r})") from None
     if contiguous:
         return {k: i for i, k in enumerate(sorted(names), 1)}, ("background", *(names[k] for k in sorted(names)))
     if min(names, default=1) < 1 or max(names, default=1) > 10_000:
         raise DataError(f"{path}: category ids {min(names)}..{max(names)} cannot be classes 1..: ask contiguous=True")
-    listed = tuple(names.get(k, f"class {k}") for k in range(1, max(names, default=0) + 1))
-    return {k: k for k in names}, ("background", *listed)
+    by_class = tuple(names.get(k, f"class {k}") for k in range(1, max(names, default=0) + 1))
+    return {k: k for k in names}, ("background", *by_class)
 
 
 def _is_number(value: Any) -> bool:

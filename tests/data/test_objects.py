@@ -75,6 +75,8 @@ def test_coco_says_what_is_wrong(tmp_path):
         coco(*make_coco(tmp_path, [wrong]))[0]
     with pytest.raises(DataError, match="cannot be classes"):
         coco(*make_coco(tmp_path, [], ((0, "cat"),)), contiguous=False)
+    with pytest.raises(DataError, match="category id 3 is listed twice, for cat and dog"):
+        coco(*make_coco(tmp_path, [], ((3, "cat"), (3, "dog"))))
 
 
 def test_coco_names_every_entry_that_lacks_something(tmp_path):
