@@ -50,6 +50,12 @@ class Restored(NamedTuple):
     skipped: tuple[str, ...]  # one line for each newer checkpoint that could not be used
 
 
+def _named(tree: PyTree) -> dict[str, Any]:
+    """The arrays of a tree by their paths (`params/conv1/kernel`)."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+
+
 @jax.jit
 def _checksum(x: Array) -> UInt32[Array, ""]:
     """A 32-bit checksum of an array's bits in place: the sum of word x odd weight, modulo 2^32.
@@ -75,10 +81,7 @@ def _checksum(x: Array) -> UInt32[Array, ""]:
 def checksums(tree: PyTree) -> dict[str, int]:
     """The checksum of each array of `tree`, by its path (`params/conv1/kernel`)."""
     # a program for each shape, of which there are few: one for all arrays takes twice as long to compile
-    found = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): _checksum(x)
-        for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    found = {name: _checksum(x) for name, x in _named(tree).items()}
     return {name: int(x) for name, x in jax.device_get(found).items()}
 
 
@@ -158,6 +161,25 @@ def _differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str
     ]
 
 
+def _described(tree: PyTree) -> dict[str, str]:
+    """`float32[3, 3, 64]` of each array; of keys, of their bits, which are what is saved."""
+    bits = lambda x: jax.eval_shape(jax.random.key_data, x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
+    return {name: f"{bits(x).dtype}{[*bits(x).shape]}" for name, x in _named(tree).items()}
+
+
+def _demand_same_arrays(directory: pathlib.Path, like: PyTree, sums: Mapping[str, int]) -> None:
+    """Raises ConfigMismatch where a checkpoint whose two lists of arrays agree is of other arrays than `like`."""
+    held = ocp.PyTreeCheckpointHandler().metadata(directory / "state").tree
+    saved, asked = _described(held), _described(like)
+    if saved.keys() == sums.keys() and (differing := _differences(saved, asked)):
+        shown = differing[:5] + [f"  and {len(differing) - 5} more"] * (len(differing) > 5)
+        raise ConfigMismatch(
+            f"{directory} is of another model or optimizer; these arrays differ:\n"
+            + "\n".join(shown)
+            + "\nbuild the same ones to resume, or use another output folder to start anew"
+        )
+
+
 def _verify(state: PyTree, saved: Mapping[str, int]) -> None:
     damaged = [name for name, value in checksums(state).items() if saved.get(name) != value]
     if damaged:
@@ -169,7 +191,8 @@ def restore(manager: ocp.CheckpointManager, like: PyTree, config: Mapping[str, A
 
     `like` is a tree of `jax.ShapeDtypeStruct` with shardings: any device count and mesh will do. A checkpoint
     that cannot be read, or whose checksums differ, is set aside as `corrupt-STEP` (never deleted), reported in
-    `skipped` and in the log, and the one before is tried. Raises ConfigMismatch for one of another config.
+    `skipped` and in the log, and the one before is tried. Raises ConfigMismatch for one of another config, or of
+    arrays of other names, shapes or types: it is whole, and the run is another.
     """
     skipped = []
     for step in sorted(manager.all_steps(), reverse=True):
@@ -187,9 +210,12 @@ def restore(manager: ocp.CheckpointManager, like: PyTree, config: Mapping[str, A
                 + "\nuse the same values to resume, or another output folder to start anew"
             )
         try:
+            _demand_same_arrays(directory / str(step), like, sums)
             how = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
             state = manager.restore(step, args=ocp.args.Composite(state=how))["state"]
             _verify(state, sums)
+        except ConfigMismatch:
+            raise
         except Exception as error:  # tensorstore and Orbax raise many kinds for damaged files
             skipped.append(_set_aside(manager, step, error))
             continue

@@ -191,6 +191,29 @@ def test_another_config_is_refused_with_the_fields(tmp_path):
     assert sorted(p for p in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ({"w": (2, 3)}, r"b: checkpoint 'float32\[4\]', this run '\(absent\)'"),
+        ({"w": (2, 3), "b": (8,)}, r"b: checkpoint 'float32\[4\]', this run 'float32\[8\]'"),
+        ({"w": (2, 3), "b": (4,), "ema": (4,)}, r"ema: checkpoint '\(absent\)', this run 'float32\[4\]'"),
+    ],
+)
+def test_a_checkpoint_of_another_state_is_not_called_damaged(names, said, tmp_path):
+    placement = one_device()
+    manager = checkpoint.open_checkpoints(tmp_path)
+    state = {"w": np.ones((2, 3), np.float32), "b": np.ones(4, np.float32), "key": jax.random.key(0)}
+    placed = jax.device_put(state, jax.devices()[0])
+    checkpoint.save(manager, 1, placed, {})
+    manager.wait_until_finished()
+    before = sorted(tmp_path.rglob("*"))
+    like = {name: np.ones(shape, np.float32) for name, shape in names.items()} | {"key": state["key"]}
+    with pytest.raises(checkpoint.ConfigMismatch, match=said):
+        checkpoint.restore(manager, placement.shape_saved(like), {})
+    assert sorted(tmp_path.rglob("*")) == before, "the run would begin anew"
+    assert checkpoint.restore(manager, placement.shape_saved(state), {}).step == 1
+
+
 @pytest.mark.parametrize("topology", some_slow(["data=8", "fsdp=8", "pmap"], {"fsdp=8", "pmap"}))
 def test_a_checkpoint_goes_on_on_other_devices(topology, uninterrupted, stopped, tmp_path):
     out = shutil.copytree(stopped[0], tmp_path / "run")
