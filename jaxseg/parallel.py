@@ -113,8 +113,10 @@ def over_mesh(mesh: Mesh) -> Placement:
     """One program over a mesh that `make_mesh` made.
 
     The batch lies over `data` and `fsdp`, parameters over `fsdp`, images' height over `spatial`, width over `width`.
+    Placing a batch raises ValueError for an "image" whose height or width does not divide.
     """
     sizes = dict(mesh.shape)
+    name = "jit " + (" ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "1 device")
     replicated = NamedSharding(mesh, PartitionSpec())
     image_devices = sizes["spatial"], sizes[WIDTH_AXIS]
     examples = mesh.devices.reshape(-1, math.prod(image_devices))  # those of a row share the same images
@@ -129,12 +131,18 @@ def over_mesh(mesh: Mesh) -> Placement:
         return jax.make_array_from_callback(host.shape, state_sharding(host), lambda index: host[index])
 
     def batch_sharding(x: Any) -> NamedSharding:
-        shares = [axis if sizes[axis] > 1 else None for axis in ("spatial", WIDTH_AXIS)]
+        # an object's places may be fewer than the devices, and the labels of another size than the images
+        by_axis = zip(("spatial", WIDTH_AXIS), x.shape[1:3], strict=False)
+        shares = [axis if sizes[axis] > 1 and side % sizes[axis] == 0 else None for axis, side in by_axis]
         while shares and (x.ndim < 3 or shares[-1] is None):
             shares.pop()
         return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), *shares))
 
     def put_batch(batch: Mapping[str, np.ndarray]) -> PyTree:
+        height, width = batch["image"].shape[1:3] if "image" in batch else image_devices
+        if height % image_devices[0] or width % image_devices[1]:
+            good = "x".join(str(-(-n // k) * k) for n, k in zip((height, width), image_devices, strict=True))
+            raise ValueError(f"images of {height}x{width} do not divide over {name}; use such as {good}")
         if not across:
             return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding(x), x), dict(batch))
         # each process has examples whose rows lie on the devices of others, too
@@ -159,9 +167,8 @@ def over_mesh(mesh: Mesh) -> Placement:
     def compile_evaluate(evaluate: Callable) -> Callable:
         return jax.jit(evaluate, out_shardings=replicated)
 
-    axes = " ".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "1 device"
     return Placement(
-        name=f"jit {axes}",
+        name=name,
         batch_devices=sizes["data"] * sizes["fsdp"],
         image_devices=image_devices,
         put_batch=put_batch,

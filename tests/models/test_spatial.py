@@ -167,6 +167,19 @@ def test_what_cannot_be_shared_is_refused():
         sharded_predictor(model, variables, placement)
 
 
+def test_what_is_no_image_need_not_divide():
+    placement = over(2, 4)
+    batch = {"image": np.zeros((1, 8, 8, 3), np.uint8), "label": np.zeros((1, 9, 12), np.int32)}
+    batch |= {"boxes": np.arange(20, dtype=np.float32).reshape(1, 5, 4), "masks": np.zeros((1, 5, 8, 8), bool)}
+    placed = placement.put_batch(batch)
+    assert placed["image"].addressable_shards[0].data.shape == (1, 4, 2, 3)
+    assert placed["label"].addressable_shards[0].data.shape == (1, 9, 3)
+    np.testing.assert_array_equal(placed["boxes"], batch["boxes"])
+    assert placement.shape_batch(batch)["masks"].shape == (1, 5, 8, 8)
+    with pytest.raises(ValueError, match=r"images of 9x8 do not divide over jit spatial=2 width=4; use such as 10x8"):
+        placement.put_batch({"image": np.zeros((1, 9, 8, 3), np.uint8)})
+
+
 def rows_of(x):
     mesh = parallel.make_mesh(data=1, spatial=8)
     return jax.device_put(x, jax.NamedSharding(mesh, jax.P("spatial")))
