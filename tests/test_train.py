@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import flax.linen as nn
 import jax
@@ -78,6 +79,23 @@ def test_every_placement_gives_the_losses_of_one_device(placement):
         np.testing.assert_allclose(y, x, atol=1e-4, err_msg=str(path))
     assert sums["confusion"].sum() == want_sums["confusion"].sum()
     np.testing.assert_allclose(sums["loss"], want_sums["loss"], rtol=1e-3)
+
+
+def test_parameters_in_shares_beside_images_in_shares_have_the_gradients_of_one_device():
+    model = create_model("unet", 3, features=(16, 32, 64, 128, 256))
+    fns = supervised(model, loss=cross_entropy, optimizer=sgd_poly(0.1, 10))
+    batch, key = batch_of(0, n=2, size=64), jax.random.key(0)
+    state = jax.device_get(fns.init(key, batch))
+    norms = []
+    for axes in ({"fsdp": 1}, {"fsdp": 2, "spatial": 2}):
+        mesh = parallel.make_mesh(data=1, **axes, devices=jax.devices()[: math.prod(axes.values())])
+        placement = parallel.over_mesh(mesh)
+        update = placement.compile_update(fns.update)
+        new, metrics = update(placement.put_state(state), placement.put_batch(batch), key, np.int32(0))
+        norms.append(float(metrics["grad_norm"]))
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-3)
+    kernel = new.params["down5"]["conv2"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 2, "held in shares between steps"
 
 
 def test_fsdp_shards_parameters_and_optimizer_state():
