@@ -98,6 +98,24 @@ def test_parameters_in_shares_beside_images_in_shares_have_the_gradients_of_one_
     assert kernel.addressable_shards[0].data.size == kernel.size // 2, "held in shares between steps"
 
 
+def test_fewer_rows_than_devices_beside_a_batch_in_shares_are_refused():
+    fns = supervised(create_model("unet", 3, features=(4, 8, 16)), loss=cross_entropy, optimizer=sgd_poly(0.1, 10))
+    batch, key = batch_of(0, n=2, size=8), jax.random.key(0)
+    state = jax.eval_shape(fns.init, key, batch)
+    for axes in ({"data": 2, "spatial": 4}, {"data": 1, "fsdp": 2, "width": 4}):
+        update = parallel.over_mesh(parallel.make_mesh(**axes)).compile_update(fns.update)
+        with pytest.raises(ValueError, match=r"features of 4x4 have too few rows or columns .* use larger images"):
+            jax.eval_shape(update, state, batch, key, 0)
+    few = parallel.over_mesh(parallel.make_mesh(data=2, spatial=2, devices=jax.devices()[:4])).compile_update(
+        fns.update
+    )
+    with pytest.raises(ValueError, match=r"2x1 devices that share images, beside 2 over 2: .* a larger batch"):
+        jax.eval_shape(few, state, batch, key, 0)  # a row and an image on each device
+    jax.eval_shape(few, state, batch_of(0, n=4, size=8), key, 0)
+    alone = parallel.over_mesh(parallel.make_mesh(data=1, spatial=8)).compile_update(fns.update)
+    jax.eval_shape(alone, state, batch, key, 0)
+
+
 def test_fsdp_shards_parameters_and_optimizer_state():
     placement = parallel.over_mesh(parallel.make_mesh(data=2, fsdp=4))
     state = placement.put_state({"kernel": np.zeros((3, 3, 64, 128), np.float32), "bias": np.zeros(8, np.float32)})
