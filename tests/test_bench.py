@@ -187,6 +187,15 @@ def test_rows_that_the_command_did_not_write_are_refused(rows, tmp_path, capsys)
         assert "holds no rows of `jaxseg bench`" in capsys.readouterr().err
 
 
+def test_rows_of_another_benchmark_are_named(capsys):
+    results = pathlib.Path(__file__).parents[1] / "experiments" / "results" / "detection_cpu.json"
+    for words in (["--table", results], ["--compare", results, results]):
+        assert command("bench", *words) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "rows of experiments/benchmarks/detection.py" in said
+        assert "experiments/readme_tables.py" in said
+
+
 def test_a_row_without_every_figure_is_in_no_table_of_them(measured, tmp_path, capsys):
     (whole, *_) = json.loads(measured[0].read_text())
     rows = [{k: v for k, v in whole.items() if k != name} for name in ("images_per_second", "peak_bytes", "compile_s")]

@@ -122,6 +122,11 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path} holds no rows of `jaxseg bench`")
     if wrong := [i for i, row in enumerate(rows) if not _is_row(row)]:
+        if all(isinstance(row, dict) and {"what", "times"} <= row.keys() for row in rows):
+            raise ValueError(
+                f"{path} holds rows of experiments/benchmarks/detection.py, not of `jaxseg bench`; "
+                "experiments/readme_tables.py makes tables of those under experiments/results"
+            )
         raise ValueError(f"{path} holds no rows of `jaxseg bench`: entry {wrong[0]} is none")
     return rows
 
