@@ -355,6 +355,10 @@ def test_evaluate_is_the_same_on_one_device_set_or_another(run, photos, tmp_path
             ["train", "unet_small", "--out", "x", "--batch", "8", "--parallel", "pmap", "--accumulate", "2"],
             "--batch 8 does not split into --accumulate 2 microbatches on each of 8 devices; use 16",
         ),
+        (
+            ["train", "unet_small", "--out", "x", "--batch", "4", "--shard", "data=4,spatial=2", "--accumulate", "2"],
+            "--batch 4 does not split into --accumulate 2 microbatches on each of 4 devices; use 8",
+        ),
         (["train", "unet_small", "--out", "x", "--checkpoint-every", "0"], "--checkpoint-every is at least 1, got 0"),
         (["train", "unet_small", "--out", "x", "--steps", "-3"], "--steps is at least 1, got -3"),
         (["train", "unet_small", "--out", "x", "--accumulate", "0"], "--accumulate is at least 1, got 0"),

@@ -81,39 +81,33 @@ def test_every_placement_gives_the_losses_of_one_device(placement):
     np.testing.assert_allclose(sums["loss"], want_sums["loss"], rtol=1e-3)
 
 
-def test_parameters_in_shares_beside_images_in_shares_have_the_gradients_of_one_device():
+SHARED_TWICE = {  # size, batch, mesh: left to XLA (jax 0.10.2), the norm of the gradients is
+    "parameters": (64, 2, {"fsdp": 2, "spatial": 2}),  # 5.3 times what it is
+    "few rows": (32, 2, {"data": 2, "spatial": 4}),  # 2.9 times
+    "width": (32, 4, {"data": 2, "spatial": 2, "width": 2}),  # right
+    "all": (64, 4, {"data": 2, "fsdp": 2, "spatial": 2}),  # 10 times
+}
+
+
+@pytest.mark.parametrize("case", some_slow(list(SHARED_TWICE), {"width", "all"}))
+def test_images_in_shares_beside_a_batch_or_parameters_in_shares_have_the_gradients_of_one_device(case):
+    size, n, axes = SHARED_TWICE[case]
     model = create_model("unet", 3, features=(16, 32, 64, 128, 256))
     fns = supervised(model, loss=cross_entropy, optimizer=sgd_poly(0.1, 10))
-    batch, key = batch_of(0, n=2, size=64), jax.random.key(0)
+    batch, key = batch_of(0, n=n, size=size), jax.random.key(0)
     state = jax.device_get(fns.init(key, batch))
     norms = []
-    for axes in ({"fsdp": 1}, {"fsdp": 2, "spatial": 2}):
-        mesh = parallel.make_mesh(data=1, **axes, devices=jax.devices()[: math.prod(axes.values())])
+    for shares in ({}, axes):
+        shares = {"data": 1} | shares
+        mesh = parallel.make_mesh(**shares, devices=jax.devices()[: math.prod(shares.values())])
         placement = parallel.over_mesh(mesh)
         update = placement.compile_update(fns.update)
         new, metrics = update(placement.put_state(state), placement.put_batch(batch), key, np.int32(0))
         norms.append(float(metrics["grad_norm"]))
     np.testing.assert_allclose(norms[1], norms[0], rtol=1e-3)
     kernel = new.params["down5"]["conv2"]["kernel"]
-    assert kernel.addressable_shards[0].data.size == kernel.size // 2, "held in shares between steps"
-
-
-def test_fewer_rows_than_devices_beside_a_batch_in_shares_are_refused():
-    fns = supervised(create_model("unet", 3, features=(4, 8, 16)), loss=cross_entropy, optimizer=sgd_poly(0.1, 10))
-    batch, key = batch_of(0, n=2, size=8), jax.random.key(0)
-    state = jax.eval_shape(fns.init, key, batch)
-    for axes in ({"data": 2, "spatial": 4}, {"data": 1, "fsdp": 2, "width": 4}):
-        update = parallel.over_mesh(parallel.make_mesh(**axes)).compile_update(fns.update)
-        with pytest.raises(ValueError, match=r"features of 4x4 have too few rows or columns .* use larger images"):
-            jax.eval_shape(update, state, batch, key, 0)
-    few = parallel.over_mesh(parallel.make_mesh(data=2, spatial=2, devices=jax.devices()[:4])).compile_update(
-        fns.update
-    )
-    with pytest.raises(ValueError, match=r"2x1 devices that share images, beside 2 over 2: .* a larger batch"):
-        jax.eval_shape(few, state, batch, key, 0)  # a row and an image on each device
-    jax.eval_shape(few, state, batch_of(0, n=4, size=8), key, 0)
-    alone = parallel.over_mesh(parallel.make_mesh(data=1, spatial=8)).compile_update(fns.update)
-    jax.eval_shape(alone, state, batch, key, 0)
+    held = kernel.addressable_shards[0].data.size
+    assert held == kernel.size // axes.get("fsdp", 1), "held in shares between steps"
 
 
 def test_fsdp_shards_parameters_and_optimizer_state():

@@ -214,9 +214,10 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
     placement = placement_of(config.parallel, config.shard)
     demand_shared(config.size, placement)
     demand_divisible(config.batch, placement)
-    parts = config.accumulate * (placement.batch_devices if config.parallel == "pmap" else 1)  # pmap splits it first
+    split_first = config.parallel == "pmap" or placement.image_devices != (1, 1)  # over devices, before microbatches
+    parts = config.accumulate * (placement.batch_devices if split_first else 1)
     if config.batch % parts:
-        where = f" on each of {placement.batch_devices} devices" if config.parallel == "pmap" else ""
+        where = f" on each of {placement.batch_devices} devices" if split_first else ""
         raise ValueError(
             f"--batch {config.batch} does not split into --accumulate {config.accumulate} microbatches{where}; "
             f"use {max(round(config.batch / parts), 1) * parts}"

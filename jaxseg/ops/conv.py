@@ -1,7 +1,6 @@
 """Convolutions that XLA is slow at on CPU, in the form that each platform is fast at."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from jaxseg.ops.winograd import tiles_pay, winograd
 
 __all__ = ["WIDTH_AXIS", "conv", "conv_transpose", "fully_connected_conv"]
 
-HEIGHT_AXIS, WIDTH_AXIS = "spatial", "width"  # of a mesh: the images' height and width are shared out over them
+WIDTH_AXIS = "width"  # of a mesh: the images' width is shared out over it
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 LEAST_CHANNELS = 16  # below, turning an image round takes what the products save
@@ -207,28 +206,6 @@ def _(strides: tuple[int, int], pads: Pads, primals: Any, tangents: Any) -> tupl
     return y, _conv(dx, kernel, strides, pads) + by_kernel
 
 
-def _demand_rows(x: Array, window: tuple[int, ...]) -> None:
-    """Raises ValueError in a step over a mesh whose gradients would be wrong.
-
-    XLA (jax 0.10.2) lays fewer rows than the devices that share them over some of these only, and where the batch is
-    shared out as well, multiplies gradients: U-Net's on 32x32 pixels over data=2, spatial=4 by 2.7. With one image on
-    each device it may with a row on each: on two images over data=2, spatial=2 by 1.5, on eight it does not.
-    """
-    mesh = jax.sharding.get_abstract_mesh().shape
-    shares = mesh.get(HEIGHT_AXIS, 1), mesh.get(WIDTH_AXIS, 1)
-    others = math.prod(mesh.values()) // math.prod(shares)
-    if others == 1 or shares == (1, 1):
-        return
-    least = [n + 1 if x.shape[0] <= others else n for n in shares]
-    sides = zip(window, x.shape[1:3], shares, least, strict=True)
-    if any(k > 1 and n > 1 and side < low for k, side, n, low in sides):
-        raise ValueError(
-            f"features of {x.shape[1]}x{x.shape[2]} have too few rows or columns for the {shares[0]}x{shares[1]} "
-            f"devices that share images, beside {x.shape[0]} over {others}: XLA's gradients would be wrong; use larger "
-            f"images, a larger batch, fewer devices on {HEIGHT_AXIS} and {WIDTH_AXIS}, or all devices there"
-        )
-
-
 @traced_once
 def conv(
     x: Float[Array, "n h w c"],
@@ -244,10 +221,7 @@ def conv(
     256 channels on 200x200 pixels it takes 470 ms (PyTorch 437, jax 0.10.2, one core), and XLA's, which takes the
     image's pixels one at a time, 2100; of 128 to 32 on two of 128x128 39 (62) and 61; of a 1x1 window of 1024 to 256
     channels on 50x50 pixels 17 (9) and 90. What has groups, or is small, is XLA's.
-
-    Raises ValueError for fewer rows or columns than devices share beside a batch in shares: its gradients are wrong.
     """
-    _demand_rows(x, kernel.shape[:2])
     options = {"dimension_numbers": _LAYOUT} | options
     holes = tuple(options.get("rhs_dilation") or (1, 1))
     (kh, kw), strides = kernel.shape[:2], (window_strides[0], window_strides[1])
