@@ -118,8 +118,18 @@ def _dot_flops(eqn: Any) -> float:
     return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[a] for a in contracted)
 
 
+def _mapped_devices(eqn: Any) -> int:
+    return math.prod(eqn.params["mesh"].shape[axis] for axis in eqn.params["newly_manual_axes"])
+
+
+def _mapped(jaxpr: Any) -> int:
+    """How many devices a program's step is mapped over; 1 for none."""
+    return max((_mapped_devices(eqn) for eqn in jaxpr.eqns if eqn.primitive.name == "shard_map"), default=1)
+
+
 def matmul_flops(jaxpr: Any, *, platform: str | None = None, narrowest: int = 0) -> float:
-    """FLOPs of a jaxpr's convolutions and matrix products, scans times their length, zeros of padding left out.
+    """FLOPs of a jaxpr's convolutions and matrix products, zeros of padding left out; scans times their length, and
+    what is mapped over axes of a mesh times their devices.
 
     Of those alone whose operands have items of at least `narrowest` bytes. Where a form was chosen by platform
     (`jax.lax.platform_dependent`), that of `platform`, and else the default; of other branches the largest.
@@ -142,7 +152,10 @@ def matmul_flops(jaxpr: Any, *, platform: str | None = None, narrowest: int = 0)
                 total += max(inner_flops(branch.jaxpr) for branch in branches)
             case name:
                 inner = [getattr(p, "jaxpr", p) for p in eqn.params.values() if hasattr(getattr(p, "jaxpr", p), "eqns")]
-                total += (eqn.params["length"] if name == "scan" else 1) * sum(map(inner_flops, inner))
+                times = eqn.params["length"] if name == "scan" else 1
+                if name == "shard_map":
+                    times = _mapped_devices(eqn)
+                total += times * sum(map(inner_flops, inner))
     return total
 
 
@@ -152,7 +165,8 @@ def program_cost(traced: Any, lowered: Any, compiled: Any, devices: int, platfor
     outputs = max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     # before partitioning, for the compiled program counts padding to its tiles; a TPU that is not here says only that
-    whole = (lowered.cost_analysis() or {}).get("flops", cost.get("flops", math.nan) * devices)
+    before = (lowered.cost_analysis() or {}).get("flops", math.nan) * _mapped(traced.jaxpr.jaxpr)  # counts a device's
+    whole = cost.get("flops", math.nan) * devices if math.isnan(before) else before
     products = matmul_flops(traced.jaxpr.jaxpr, platform=platform)
     wide = matmul_flops(traced.jaxpr.jaxpr, platform=platform, narrowest=4)
     text = compiled.as_text()

@@ -39,6 +39,11 @@ def test_flops_of_products_and_convolutions():
     assert flops_of(grouped, (2, 6, 5, 4), (3, 3, 1, 8)) == 2 * 2 * (4 * 3) * 9 * 1 * 8
     scanned = lambda x: jax.lax.scan(lambda c, _: (c @ c, None), x, length=10)[0]  # noqa: E731
     assert flops_of(scanned, (4, 4)) == 10 * 2 * 4**3
+    mesh, rows = jax.make_mesh((4, 2), ("data", "spatial")), jax.P("data")
+    mapped = jax.shard_map(
+        jnp.dot, mesh=mesh, in_specs=(rows, jax.P()), out_specs=rows, axis_names={"data"}, check_vma=False
+    )
+    assert flops_of(mapped, (8, 5), (5, 7)) == 2 * 8 * 5 * 7
 
 
 def test_zeros_of_padding_and_dilation_cost_nothing():
