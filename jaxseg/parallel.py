@@ -113,7 +113,8 @@ def over_mesh(mesh: Mesh) -> Placement:
     """One program over a mesh that `make_mesh` made.
 
     The batch lies over `data` and `fsdp`, parameters over `fsdp`, images' height over `spatial`, width over `width`.
-    Beside images in shares parameters are in shares between the steps, and whole within one.
+    Beside images in shares parameters are in shares between the steps, and whole within one, which is mapped over the
+    batch: sums over examples are those of `jaxseg.ops.batch`, as under pmap.
     Placing a batch raises ValueError for an "image" whose height or width does not divide.
     """
     sizes = dict(mesh.shape)

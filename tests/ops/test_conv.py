@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxseg.layers import ConvTranspose
 from jaxseg.ops.atrous import atrous_conv
+from jaxseg.ops.batch import batch_sum
 from jaxseg.ops.conv import conv, conv_transpose, fully_connected_conv
 from jaxseg.parallel import make_mesh, over_mesh
 
@@ -128,7 +129,7 @@ def test_kernel_gradients_of_a_step_whose_images_share_their_width(window, strid
 
     def update(kernel, batch, key):
         slope = jax.grad(lambda k: (conv(batch["image"], k, (stride, stride), "SAME") ** 2).sum())(kernel)
-        return slope, {}
+        return batch_sum(slope), {}
 
     slopes = []
     for axes in ({"devices": jax.devices()[:1]}, {"data": 2, "spatial": 2, "width": 2}, {"data": 1, "width": 8}):
