@@ -80,9 +80,9 @@ def _checksum(x: Array) -> UInt32[Array, ""]:
 
 def checksums(tree: PyTree) -> dict[str, int]:
     """The checksum of each array of `tree`, by its path (`params/conv1/kernel`)."""
-    # a program for each shape, of which there are few: one for all arrays takes twice as long to compile
-    found = {name: _checksum(x) for name, x in _named(tree).items()}
-    return {name: int(x) for name, x in jax.device_get(found).items()}
+    # a program for each shape, of which there are few: one for all arrays takes twice as long to compile. And one
+    # after the other: with more under way than XLA's CPU client admits, those of several processes wait for each other
+    return {name: int(_checksum(x)) for name, x in _named(tree).items()}
 
 
 def open_checkpoints(directory: pathlib.Path, *, keep: int = 3) -> ocp.CheckpointManager:

@@ -1,8 +1,12 @@
 """Two processes, over loopback: the numbers of one device, a notice to one, the loss of one."""
 
+import os
+import pathlib
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -49,6 +53,41 @@ def test_two_processes_train_as_one_device(name, uninterrupted, tmp_path):  # no
     np.testing.assert_allclose(got, want, atol=1e-5)
     finals = {line for output in outputs for line in output.splitlines() if line.startswith("final")}
     assert len(finals) == 1, "each process has the scores of all"
+
+
+CHECKSUMS = """
+import sys
+import jax, jax.numpy as jnp
+from jaxseg import parallel
+from jaxseg.checkpoint import checksums
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+share = jax.NamedSharding(parallel.make_mesh(data=1, fsdp=8), jax.P("fsdp"))
+make = jax.jit(lambda: [jnp.full((64, 64), k).at[0].set(1) for k in range(100)], out_shardings=share)
+print("sums", checksums(make()))
+"""
+
+
+def test_checksums_of_many_arrays_in_shares_of_two_processes_end():
+    """Where more programs that sum over processes are under way than XLA's CPU client admits, each waits for others."""
+    address = f"127.0.0.1:{free_port()}"
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHECKSUMS, address, str(i)], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
+    try:
+        outputs = [p.communicate(timeout=60)[0] for p in running]
+    finally:
+        for p in running:
+            p.kill()
+    assert [p.returncode for p in running] == [0, 0]
+    first, second = (output[output.index("sums") :] for output in outputs)
+    assert first == second
 
 
 def losses(out):
