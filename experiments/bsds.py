@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from jaxseg.cli.arguments import demand_positive
+from jaxseg.cli.arguments import demand_positive, one_message
 from jaxseg.clustering import graph, hierarchy, kmeans, segmentation_at, smallest_eigenpairs
 from jaxseg.clustering.contours import segmentation_strength
 from jaxseg.clustering.features import pixel_features
@@ -125,4 +125,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    with one_message():
+        main(tyro.cli(Config))

@@ -18,7 +18,7 @@ from typing import Literal
 import jax.numpy as jnp
 import tyro
 
-from jaxseg.cli.arguments import Size, one_message
+from jaxseg.cli.arguments import Size, run_experiment
 from jaxseg.data import camvid, check_data, color_jitter, flip, median_frequency, scale_crop
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
 from jaxseg.losses import cross_entropy, dice_loss
@@ -83,5 +83,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    with one_message():
-        main(tyro.cli(Config, description=__doc__))
+    run_experiment(main, Config, __doc__)

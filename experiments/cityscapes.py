@@ -15,7 +15,7 @@ import pathlib
 
 import tyro
 
-from jaxseg.cli.arguments import Size, bar, one_message
+from jaxseg.cli.arguments import Size, bar, run_experiment
 from jaxseg.data import cityscapes, flip, rotate, scale_crop
 from jaxseg.fit import Run, fit, training_feed
 from jaxseg.losses import cross_entropy
@@ -65,5 +65,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    with one_message():
-        main(tyro.cli(Config, description=__doc__))
+    run_experiment(main, Config, __doc__)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import tyro
 
-from jaxseg.cli.arguments import Size, demand_positive
+from jaxseg.cli.arguments import Size, demand_positive, run_experiment
 from jaxseg.data import coco, copy_paste, flip, padded_objects, scale_jitter
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
 from jaxseg.pretrained import start_from
@@ -109,4 +109,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_experiment(main, Config, __doc__)

@@ -29,7 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from face_classifier import Attributes, attributes_of, log_odds, train_classifier
 from faces import Opened, open_generator, reals
 
-from jaxseg.cli.arguments import demand_positive
+from jaxseg.cli.arguments import demand_positive, one_message
 from jaxseg.control import edit, follow_gradient, linear_direction, orthogonal_to, project
 from jaxseg.data import pictures
 from jaxseg.features import perceptual_features
@@ -229,4 +229,5 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with one_message():
+        main(tyro.cli(Config, description=__doc__))

@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float
 
-from jaxseg.cli.arguments import demand_positive
+from jaxseg.cli.arguments import demand_positive, one_message
 from jaxseg.data import PictureSource, flip, normalize, pictures
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
 from jaxseg.losses import cross_entropy
@@ -131,4 +131,5 @@ def main(config: Config) -> Trained:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with one_message():
+        main(tyro.cli(Config, description=__doc__))

@@ -184,18 +184,21 @@ def train_faces(
         shown = np.arange(64) % max(classes, 8)
         labels = np.arange(count) % classes if classes else None
         grid = generate(run, variables, generator, shown % classes if classes else None, 64, seed=2)
-        save_grid(config.out / f"grid_{stage.resolution}.png", list(grid), columns=8)
         made = generate(run, variables, generator, labels, count, seed=3)
         distance = sliced_wasserstein(enlarged(made, config.resolution), true, seed=4)
         floor = sliced_wasserstein(reals(source, count, seed=5), true, seed=4)
         results[str(stage.resolution)] = {"swd": distance, "swd_of_reals": floor, "images": stage.steps * stage.batch}
+        if classes and stage.resolution == config.resolution:
+            results["conditioning"] = agreement(source, made, labels, config.out / "classifier")
+        if jax.process_index() != 0:  # the first alone writes
+            return
+        save_grid(config.out / f"grid_{stage.resolution}.png", list(grid), columns=8)
         print(
             f"{stage.resolution}x{stage.resolution}: sliced Wasserstein distance x 1000 to reals at "
             f"{config.resolution}x{config.resolution} {distance}; of other reals {floor}",
             flush=True,
         )
-        if classes and stage.resolution == config.resolution:
-            results["conditioning"] = agreement(source, made, labels, config.out / "classifier")
+        if "conditioning" in results:
             print(results["conditioning"], flush=True)
         (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 

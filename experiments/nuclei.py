@@ -15,7 +15,7 @@ from typing import Any
 
 import tyro
 
-from jaxseg.cli.arguments import Size, demand_positive
+from jaxseg.cli.arguments import Size, demand_positive, run_experiment
 from jaxseg.data import flip, instance_folder, padded_objects, scale_jitter
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
 from jaxseg.report import finish_detection
@@ -90,4 +90,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_experiment(main, Config, __doc__)

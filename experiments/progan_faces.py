@@ -12,12 +12,10 @@ import dataclasses
 import pathlib
 import sys
 
-import tyro
-
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from faces import Faces, train_faces
 
-from jaxseg.cli.arguments import demand_positive
+from jaxseg.cli.arguments import demand_positive, run_experiment
 from jaxseg.train_adversarial import PROGAN_LOSS
 
 
@@ -33,4 +31,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_experiment(main, Config, __doc__)

@@ -24,7 +24,7 @@ import tyro
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from faces import drawn, generate, open_generator, reals, sampler
 
-from jaxseg.cli.arguments import demand_positive
+from jaxseg.cli.arguments import demand_positive, one_message
 from jaxseg.data import pictures
 from jaxseg.features import inception_features, perceptual_distance, perceptual_features
 from jaxseg.metrics.generation import frechet_distance, inception_score, perceptual_path_length, precision_recall
@@ -125,4 +125,5 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with one_message():
+        main(tyro.cli(Config, description=__doc__))

@@ -11,7 +11,7 @@ import pathlib
 
 import tyro
 
-from jaxseg.cli.arguments import demand_positive
+from jaxseg.cli.arguments import demand_positive, run_experiment
 from jaxseg.data import ShapesObjects, flip, shapes
 from jaxseg.fit import Run, evaluation_feed, fit, training_feed
 from jaxseg.report import finish_detection
@@ -73,4 +73,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_experiment(main, Config, __doc__)

@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 
 from jaxseg.checkpoint import restore_params
-from jaxseg.cli.arguments import demand_positive
+from jaxseg.cli.arguments import demand_positive, one_message
 from jaxseg.runlog import read_records
 
 
@@ -116,4 +116,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    with one_message():
+        main(tyro.cli(Config))

@@ -20,7 +20,7 @@ import tyro
 
 from jaxseg import aot, parallel
 from jaxseg.bench import facts
-from jaxseg.cli.arguments import demand_positive
+from jaxseg.cli.arguments import demand_positive, one_message
 from jaxseg.clustering import kmeans, ncut
 from jaxseg.programs import sized_model
 
@@ -95,4 +95,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    with one_message():
+        main(tyro.cli(Config))

@@ -16,7 +16,7 @@ import tyro
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from style_transfer import save_grid
 
-from jaxseg.cli.arguments import demand_positive
+from jaxseg.cli.arguments import demand_positive, one_message
 from jaxseg.data import PictureSource
 from jaxseg.models.adain_transfer import ENCODERS, AdaINTransfer
 from jaxseg.runs import load_variables
@@ -58,4 +58,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with one_message():
+        main(tyro.cli(Config, description=__doc__))

@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from jaxseg.cli.arguments import demand_positive
+from jaxseg.cli.arguments import demand_positive, run_experiment
 from jaxseg.data import pictures
 from jaxseg.fit import Feed, Run, evaluation_feed, fit, training_feed
 from jaxseg.losses import OFFICIAL_WEIGHTS, PORT_WEIGHTS
@@ -135,11 +135,11 @@ def main(config: Config) -> None:
         },
     }
     result = fit(fns, feed, evaluation, run, config=described)
-    if not result.stopped:
+    if not result.stopped and jax.process_index() == 0:
         variables = {"params": jax.device_get(result.state.params)}
         show = [[jnp.float32(s[i]["image"]) / 255 for i in range(0, len(s), max(len(s) // 3, 1))[:3]] for s in held_out]
         save_grid(run.out / "grid.png", model, variables, *show, alphas=(0.5, 1.0))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_experiment(main, Config, __doc__)

@@ -14,12 +14,10 @@ import pathlib
 import sys
 from typing import Literal
 
-import tyro
-
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from faces import Faces, train_faces
 
-from jaxseg.cli.arguments import demand_positive
+from jaxseg.cli.arguments import demand_positive, run_experiment
 from jaxseg.models.configurations import CONFIGURATIONS
 from jaxseg.train_adversarial import PROGAN_LOSS, STYLEGAN_LOSS
 
@@ -59,4 +57,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_experiment(main, Config, __doc__)

@@ -22,6 +22,7 @@ from PIL import Image
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from faces import open_generator
 
+from jaxseg.cli.arguments import one_message
 from jaxseg.models import create_model
 from jaxseg.models.stylegan import StyleGANGenerator
 from jaxseg.weights import from_published, published_arguments
@@ -124,4 +125,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with one_message():
+        main(tyro.cli(Config, description=__doc__))

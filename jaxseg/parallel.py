@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 from jaxseg.ops.batch import BATCH_AXIS
 from jaxseg.ops.conv import WIDTH_AXIS
 
-__all__ = ["Placement", "make_mesh", "over_mesh", "over_pmap", "topology_devices"]
+__all__ = ["Placement", "make_mesh", "of_this_process", "over_mesh", "over_pmap", "topology_devices"]
 
 FSDP_MINIMUM = 2**14  # elements; smaller arrays cost more to gather than to hold
 
@@ -97,6 +97,16 @@ def topology_devices(name: str) -> Sequence[Any]:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **_host_of(name)).devices
     except Exception as error:  # the runtime's own type is not public
         raise ValueError(f"no TPU topology {name!r} ({error}); name one such as v5e:2x4 or v5p:2x2x1") from error
+
+
+def of_this_process(tree: PyTree) -> PyTree:
+    """Arrays that all devices hold whole, such as a run's parameters, for what each of several processes does alone.
+
+    As they are where there is one process.
+    """
+    if jax.process_count() == 1:
+        return tree
+    return jax.device_put(jax.device_get(tree), jax.local_devices()[0])
 
 
 def _fsdp_spec(shape: tuple[int, ...], size: int) -> PartitionSpec:

@@ -5,8 +5,10 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from jaxseg import parallel
 from jaxseg.data.objects import ObjectSource
 from jaxseg.data.source import Source
 from jaxseg.metrics.coco import coco_average_precision
@@ -40,7 +42,12 @@ def write_results(
 
 
 def finish_run(out: pathlib.Path, config: Mapping[str, Any], scores: Mapping[str, float], held_out: Source) -> None:
-    """Leaves what people look at: `predictions.png`, `curves.png` and the table; and says where."""
+    """Leaves what people look at: `predictions.png`, `curves.png` and the table; and says where.
+
+    Of several processes the first does, and the others nothing.
+    """
+    if jax.process_index() != 0:
+        return
     model, variables = load_run(out)
     predict = predictor(model, variables, tuple(config["size"]))
     examples = [held_out[i] for i in range(min(4, len(held_out)))]
@@ -66,9 +73,13 @@ def finish_detection(
 ) -> dict[str, float]:
     """Scores a detector on a source and leaves `detections.png`, pictures with what was found, and `results.json`.
 
-    `score` is as in `jaxseg.predict.score_objects`. Prints the scores as a Markdown table, and gives them.
+    `score` is as in `jaxseg.predict.score_objects`. Prints the scores as a Markdown table, and gives them. Of several
+    processes each looks at its share of the pictures, and the first prints and writes.
     """
+    variables = parallel.of_this_process(variables)
     scores = score_objects(model, variables, held_out, batch=batch, pictures=pictures, score=score)
+    if jax.process_index() != 0:
+        return scores
     print("\n" + average_precision_table(scores))
     finite = {k: v if np.isfinite(v) else None for k, v in scores.items()}
     # before the pictures: the scores took hours

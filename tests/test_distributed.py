@@ -1,5 +1,6 @@
 """Two processes, over loopback: the numbers of one device, a notice to one, the loss of one."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -12,6 +13,8 @@ import time
 import numpy as np
 import pytest
 import tiny_run
+from data.official_folders import make_pets
+from PIL import Image
 from test_fit import one_device, start, steps_logged, uninterrupted, wait_for  # noqa: F401
 from tiers import some_slow
 
@@ -88,6 +91,31 @@ def test_checksums_of_many_arrays_in_shares_of_two_processes_end():
     assert [p.returncode for p in running] == [0, 0]
     first, second = (output[output.index("sums") :] for output in outputs)
     assert first == second
+
+
+@pytest.mark.slow
+def test_an_experiment_on_two_processes_scores_each_picture_once(tmp_path):
+    make_pets(tmp_path / "pets")
+    with (tmp_path / "pets" / "annotations" / "test.txt").open("a") as listing:  # three: two in one process
+        listing.write("Abyssinian_1 1 1 1\nbeagle_2 1 1 1\n")
+    trimap = tmp_path / "pets" / "annotations" / "trimaps" / "beagle_2.png"
+    Image.fromarray(np.full_like(np.asarray(Image.open(trimap)), 2)).save(trimap)  # no pet: each tells in the scores
+    repository = pathlib.Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": str(repository), "JAX_PLATFORMS": "cpu"}
+    environment |= {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    address = f"127.0.0.1:{free_port()}"
+    words = ["--data", tmp_path / "pets", "--steps", 3, "--batch", 4, "--model", "unet_small", "--size", "64x64"]
+
+    def begin(out, devices, *options):
+        command = [sys.executable, repository / "experiments" / "pets.py", *words, "--out", tmp_path / out, *options]
+        return subprocess.Popen([*map(str, command)], env=environment | {"JAX_NUM_CPU_DEVICES": str(devices)})
+
+    running = [begin("two", 2, "--distributed", f"{address},2,{i}") for i in range(2)]
+    running.append(begin("one", 4))
+    assert [p.wait(timeout=200) for p in running] == [0, 0, 0]
+    two, one = (json.loads((tmp_path / name / "results.json").read_text())["scores"] for name in ("two", "one"))
+    assert two == pytest.approx(one, abs=1e-3)  # rounding may turn a few pixels
+    assert (tmp_path / "two" / "predictions.png").exists()
 
 
 def losses(out):

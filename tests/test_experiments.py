@@ -17,6 +17,7 @@ from PIL import Image
 
 import jaxseg
 from jaxseg.backbones.vgg import VGG
+from jaxseg.cli.arguments import run_experiment
 from jaxseg.data import DataError
 from jaxseg.fit import Run
 from jaxseg.layers import BatchNorm
@@ -443,3 +444,19 @@ def test_bsds_scores_both_methods_and_goes_on_where_it_stopped(tmp_path, capsys)
     (tmp_path / "out" / "ncut" / "b.json").unlink()
     bsds.main(config)
     assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--data", "nowhere"), "error: nowhere/train/images: no such folder"),
+        (("--data", "nowhere", "--distributed", "two"), "error: --distributed is auto or ADDRESS:PORT,PROCESSES,THIS"),
+    ],
+)
+def test_an_experiments_mistakes_end_in_one_message(words, said, capsys, monkeypatch):
+    experiment = load("nuclei")
+    monkeypatch.setattr(sys, "argv", ["nuclei.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        run_experiment(experiment.main, experiment.Config, experiment.__doc__)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(said)

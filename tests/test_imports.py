@@ -44,7 +44,7 @@ MAY = {
     "predict": {"ops", "data", "detect", "metrics", "parallel"},
     "runs": {"checkpoint", "models"},
     "pretrained": {"backbones", "models", "runs", "weights"},
-    "report": {"data", "metrics", "predict", "runlog", "runs", "visualize"},
+    "report": {"data", "metrics", "parallel", "predict", "runlog", "runs", "visualize"},
     "cli": {"*"},
     "__init__": {"models", "runs", "weights"},
 }

@@ -103,8 +103,7 @@ def main():
     jax.config.update("jax_num_cpu_devices", asked.devices)
     jax.config.update("jax_compilation_cache_dir", asked.cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    from jaxseg.cli.arguments import placement_of
-    from jaxseg.cli.train import initialize_distributed
+    from jaxseg.cli.arguments import initialize_distributed, placement_of
 
     if asked.distributed:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")

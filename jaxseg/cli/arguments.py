@@ -1,6 +1,7 @@
 """Types of the command line, and what several commands do with them."""
 
 import contextlib
+import dataclasses
 import difflib
 import os
 import pathlib
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
+import jax
 import numpy as np
 import tyro
 from rich.console import Console
@@ -30,12 +32,17 @@ __all__ = [
     "demand_shared",
     "describe",
     "evaluation_split",
+    "initialize_distributed",
     "mesh_axes",
     "nearest_model",
     "one_message",
     "open_split",
     "placement_of",
+    "run_experiment",
 ]
+
+
+DISTRIBUTED = "Several processes: `auto` on a cluster that JAX knows, else `ADDRESS:PORT,PROCESSES,THIS`."
 
 
 def _size(words: list[str]) -> tuple[int, int]:
@@ -77,6 +84,32 @@ def one_message() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         leave_others(2)
         raise SystemExit(2) from None
+
+
+def initialize_distributed(words: str) -> None:
+    """Joins the other processes before any device is used; one that is lost brings the others down in half a minute."""
+    lost: Any = {"heartbeat_timeout_seconds": 30}
+    if words == "auto":
+        jax.distributed.initialize(**lost)
+        return
+    parts = words.split(",")
+    host, _, port = parts[0].rpartition(":")
+    if len(parts) != 3 or not host or not all(p.isdecimal() for p in (port, *parts[1:])):
+        raise ValueError(
+            f"--distributed is auto or ADDRESS:PORT,PROCESSES,THIS, such as 10.0.0.1:1234,2,0; got {words}"
+        )
+    jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]), **lost)
+
+
+def run_experiment(main: Callable[[Any], Any], config: type, doc: str | None) -> None:
+    """Runs an experiment's `main` on its config from the command line, which takes `--distributed` besides."""
+    several = Annotated[str | None, tyro.conf.arg(help=DISTRIBUTED)]
+    fields: list[Any] = [("config", Annotated[config, tyro.conf.arg(name="")]), ("distributed", several, None)]
+    words: Any = tyro.cli(dataclasses.make_dataclass("Words", fields, frozen=True), description=doc)
+    with one_message():
+        if words.distributed:
+            initialize_distributed(words.distributed)
+        main(words.config)
 
 
 @contextlib.contextmanager

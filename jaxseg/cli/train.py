@@ -24,6 +24,7 @@ from jaxseg.cli.arguments import (
     demand_shared,
     describe,
     evaluation_split,
+    initialize_distributed,
     nearest_model,
     open_split,
     placement_of,
@@ -111,21 +112,6 @@ class Train:
     """A label of the folder's masks to ignore, beside 255."""
     validation_fraction: float = 0.1
     """Share of a folder without splits that is kept for evaluation."""
-
-
-def initialize_distributed(words: str) -> None:
-    """Joins the other processes before any device is used; one that is lost brings the others down in half a minute."""
-    lost: Any = {"heartbeat_timeout_seconds": 30}
-    if words == "auto":
-        jax.distributed.initialize(**lost)
-        return
-    parts = words.split(",")
-    host, _, port = parts[0].rpartition(":")
-    if len(parts) != 3 or not host or not all(p.isdecimal() for p in (port, *parts[1:])):
-        raise ValueError(
-            f"--distributed is auto or ADDRESS:PORT,PROCESSES,THIS, such as 10.0.0.1:1234,2,0; got {words}"
-        )
-    jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]), **lost)
 
 
 LOSSES: dict[str, Callable] = {
@@ -287,6 +273,6 @@ def train_command(config: Annotated[Train, tyro.conf.arg(name="")]) -> int:
         placement=placement,
         config=described,
     )
-    if not result.stopped and jax.process_index() == 0:
+    if not result.stopped:
         finish_run(config.out, described, result.scores, held_out)
     return 0

@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
+from jaxseg import parallel
 from jaxseg.data.objects import ObjectSource, object_masks
 from jaxseg.detect import detect
 from jaxseg.metrics.coco import Objects, coco_average_precision, mask_to_rle
@@ -110,6 +111,7 @@ def score_objects(
             raise ValueError(f"score_objects needs {name} of at least 1, got {value}")
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     total = len(source) if pictures is None else min(pictures, len(source))
+    variables = parallel.of_this_process(variables)
     rows = []
     for row in detect_source(model, variables, source, batch=batch, pictures=pictures, canvas=canvas, **share):
         rows.append(row)
