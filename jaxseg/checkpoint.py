@@ -85,9 +85,7 @@ def checksums(tree: PyTree) -> dict[str, int]:
     return {name: int(_checksum(x)) for name, x in _named(tree).items()}
 
 
-def open_checkpoints(directory: pathlib.Path, *, keep: int = 3) -> ocp.CheckpointManager:
-    """A manager of `directory` that keeps the `keep` newest steps and clears what a killed save left behind."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
+def _state_handler() -> ocp.PyTreeCheckpointHandler:
     # a copy is written whole by one device: to share it out among all compiles a slice for each shape and device
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     number = ocp.type_handlers.ScalarHandler()
@@ -95,10 +93,13 @@ def open_checkpoints(directory: pathlib.Path, *, keep: int = 3) -> ocp.Checkpoin
         *((jax.Array, arrays), (np.ndarray, ocp.type_handlers.NumpyHandler())),
         *((int, number), (float, number), (np.number, number)),
     )
-    handlers = {
-        "state": ocp.PyTreeCheckpointHandler(type_handler_registry=types),
-        "meta": ocp.JsonCheckpointHandler(),
-    }
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=types)
+
+
+def open_checkpoints(directory: pathlib.Path, *, keep: int = 3) -> ocp.CheckpointManager:
+    """A manager of `directory` that keeps the `keep` newest steps and clears what a killed save left behind."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
+    handlers = {"state": _state_handler(), "meta": ocp.JsonCheckpointHandler()}
     return ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options, item_handlers=handlers)
 
 
@@ -180,10 +181,33 @@ def _demand_same_arrays(directory: pathlib.Path, like: PyTree, sums: Mapping[str
         )
 
 
-def _verify(state: PyTree, saved: Mapping[str, int]) -> None:
+def _damage(state: PyTree, saved: Mapping[str, int]) -> str:
+    """Says which arrays have other checksums than those saved; nothing where none has."""
     damaged = [name for name, value in checksums(state).items() if saved.get(name) != value]
-    if damaged:
-        raise ValueError(f"{', '.join(damaged[:3])}: not the bits that were saved")
+    return f"{', '.join(damaged[:3])}: not the bits that were saved" if damaged else ""
+
+
+def _read(directory: pathlib.Path, like: PyTree, config: Mapping[str, Any]) -> tuple[PyTree, dict[str, int]]:
+    """This process's part of a checkpoint's state, and the checksums saved with it; waits for no other process."""
+    meta = read_meta(directory.parent, int(directory.name))
+    saved, sums = meta["config"], meta["checksums"]
+    if differing := _differences(saved, config):
+        raise ConfigMismatch(
+            f"{directory} was written by another run; these fields differ:\n"
+            + "\n".join(differing)
+            + "\nuse the same values to resume, or another output folder to start anew"
+        )
+    _demand_same_arrays(directory, like, sums)
+    how = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
+    return _state_handler().restore(directory / "state", args=how), sums
+
+
+def _of_any_process(problem: str) -> str:
+    """What went wrong here or in another process, so that all of them take the same way."""
+    if jax.process_count() == 1:
+        return problem
+    failed = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(problem))))
+    return problem or (f"process {failed[0]} could not read it" if len(failed) else "")
 
 
 def restore(manager: ocp.CheckpointManager, like: PyTree, config: Mapping[str, Any]) -> Restored | None:
@@ -194,47 +218,34 @@ def restore(manager: ocp.CheckpointManager, like: PyTree, config: Mapping[str, A
     `skipped` and in the log, and the one before is tried. Raises ConfigMismatch for one of another config, or of
     arrays of other names, shapes or types: it is whole, and the run is another.
     """
-    skipped = []
+    skipped: list[str] = []
     for step in sorted(manager.all_steps(), reverse=True):
-        directory = pathlib.Path(manager.directory)
+        problem = ""
         try:
-            meta = read_meta(directory, step)
-            saved, sums = meta["config"], meta["checksums"]
-        except (OSError, ValueError, KeyError) as error:
-            skipped.append(_set_aside(manager, step, error))
-            continue
-        if differing := _differences(saved, config):
-            raise ConfigMismatch(
-                f"{directory / str(step)} was written by another run; these fields differ:\n"
-                + "\n".join(differing)
-                + "\nuse the same values to resume, or another output folder to start anew"
-            )
-        try:
-            _demand_same_arrays(directory / str(step), like, sums)
-            how = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
-            state = manager.restore(step, args=ocp.args.Composite(state=how))["state"]
-            _verify(state, sums)
+            state, sums = _read(pathlib.Path(manager.directory) / str(step), like, config)
         except ConfigMismatch:
             raise
         except Exception as error:  # tensorstore and Orbax raise many kinds for damaged files
-            skipped.append(_set_aside(manager, step, error))
-            continue
-        return Restored(step, state, tuple(skipped))
+            problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not (problem := _of_any_process(problem) or _damage(state, sums)):
+            return Restored(step, state, tuple(skipped))
+        skipped.append(_set_aside(manager, step, problem))
     return Restored(0, None, tuple(skipped)) if skipped else None
 
 
-def _set_aside(manager: ocp.CheckpointManager, step: int, error: Exception) -> str:
+def _set_aside(manager: ocp.CheckpointManager, step: int, problem: str) -> str:
     path = pathlib.Path(manager.directory) / str(step)
     aside = path.with_name(f"corrupt-{step}")
     while aside.exists():
         aside = aside.with_name(aside.name + "-again")
+    if jax.process_count() > 1:  # before, that all find the same name, and after, that none looks too early
+        multihost_utils.sync_global_devices(f"set aside step {step}")
     if jax.process_index() == 0:
         path.rename(aside)
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"set aside {aside.name}")
+        multihost_utils.sync_global_devices(f"step {step} is aside")
     manager.reload()
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    line = f"checkpoint {path} is damaged ({reason[0][:200]}); kept as {aside.name}, the one before is used"
+    line = f"checkpoint {path} is damaged ({problem[:200]}); kept as {aside.name}, the one before is used"
     log.warning(line)
     return line
 
@@ -259,7 +270,8 @@ def restore_params(directory: pathlib.Path) -> tuple[dict[str, Any], dict[str, A
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
             request = ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
             state = handler.restore(path, args=request)
-            _verify(state, meta["checksums"])
+            if damage := _damage(state, meta["checksums"]):
+                raise ValueError(damage)
             return state, meta
         except Exception as error:  # tensorstore and Orbax raise many kinds for damaged files
             log.warning("checkpoint %s is damaged (%s); trying the one before", path.parent, error)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -58,29 +59,44 @@ def test_two_processes_train_as_one_device(name, uninterrupted, tmp_path):  # no
     assert len(finals) == 1, "each process has the scores of all"
 
 
-CHECKSUMS = """
-import sys
+TWO = """
+import pathlib, sys
 import jax, jax.numpy as jnp
-from jaxseg import parallel
-from jaxseg.checkpoint import checksums
+from jax.experimental.multihost_utils import sync_global_devices
+from jaxseg import checkpoint, parallel
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 share = jax.NamedSharding(parallel.make_mesh(data=1, fsdp=8), jax.P("fsdp"))
+"""
+CHECKSUMS = """
 make = jax.jit(lambda: [jnp.full((64, 64), k).at[0].set(1) for k in range(100)], out_shardings=share)
-print("sums", checksums(make()))
+print("says", checkpoint.checksums(make()))
+"""
+TORN = """
+state = jax.jit(lambda: {"params": jax.random.normal(jax.random.key(0), (256, 256))}, out_shardings=share)()
+out = pathlib.Path(sys.argv[3])
+manager = checkpoint.open_checkpoints(out)
+for step in (1, 2):
+    checkpoint.save(manager, step, state, {})
+    checkpoint.wait(manager)
+if jax.process_index() == 1:
+    files = (out / "2" / "state" / "ocdbt.process_1").rglob("*")
+    with max(files, key=lambda path: path.stat().st_size).open("r+b") as file:
+        file.truncate(100)
+sync_global_devices("torn")
+restored = checkpoint.restore(manager, jax.eval_shape(lambda: state), {})
+print("says", restored.step, len(restored.skipped), sorted(path.name for path in out.iterdir()))
 """
 
 
-def test_checksums_of_many_arrays_in_shares_of_two_processes_end():
-    """Where more programs that sum over processes are under way than XLA's CPU client admits, each waits for others."""
-    address = f"127.0.0.1:{free_port()}"
+def what_two_say(script, *words):
+    """What each of two processes of four devices prints, the same in both."""
+    command = [sys.executable, "-c", TWO + script, f"127.0.0.1:{free_port()}"]
     environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
     running = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHECKSUMS, address, str(i)], env=environment, stdout=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([*command, str(i), *map(str, words)], env=environment, stdout=subprocess.PIPE, text=True)
         for i in range(2)
     ]
     try:
@@ -89,8 +105,18 @@ def test_checksums_of_many_arrays_in_shares_of_two_processes_end():
         for p in running:
             p.kill()
     assert [p.returncode for p in running] == [0, 0]
-    first, second = (output[output.index("sums") :] for output in outputs)
+    first, second = (re.search(r"^says (.*)", output, re.MULTILINE)[1] for output in outputs)
     assert first == second
+    return first
+
+
+def test_checksums_of_many_arrays_in_shares_of_two_processes_end():
+    """Where more programs that sum over processes are under way than XLA's CPU client admits, each waits for others."""
+    assert what_two_say(CHECKSUMS)
+
+
+def test_what_one_of_two_processes_cannot_read_both_set_aside(tmp_path):
+    assert what_two_say(TORN, tmp_path) == "1 1 ['1', 'corrupt-2']"
 
 
 @pytest.mark.slow
