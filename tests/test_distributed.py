@@ -119,6 +119,39 @@ def test_what_one_of_two_processes_cannot_read_both_set_aside(tmp_path):
     assert what_two_say(TORN, tmp_path) == "1 1 ['1', 'corrupt-2']"
 
 
+BROKEN = """
+import dataclasses, sys
+import jax
+from jax.experimental.multihost_utils import sync_global_devices
+from jaxseg.cli.arguments import run_experiment
+
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+def main(config):
+    sync_global_devices("both are here")
+    if jax.process_index() == 1:
+        raise KeyError("what nobody thought of")
+    sync_global_devices("both are still here")
+run_experiment(main, dataclasses.make_dataclass("Config", []), "")
+"""
+
+
+def test_an_error_in_one_process_ends_both_at_once():
+    """Python's own end of it would wait five minutes for the other, which waits in a collective."""
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", BROKEN, "--distributed", f"127.0.0.1:{free_port()},2,"]
+    running = [
+        subprocess.Popen([*command[:-1], command[-1] + str(i)], env=environment, stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    try:
+        errors = [p.communicate(timeout=60)[1] for p in running]
+    finally:
+        for p in running:
+            p.kill()
+    assert all(p.returncode not in (0, None) for p in running)
+    assert "KeyError: 'what nobody thought of'" in errors[1]
+
+
 @pytest.mark.slow
 def test_an_experiment_on_two_processes_scores_each_picture_once(tmp_path):
     make_pets(tmp_path / "pets")

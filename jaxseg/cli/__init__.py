@@ -143,4 +143,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2
     except KeyboardInterrupt:
         code = 130
+    except Exception:
+        if jax.distributed.is_initialized():  # the others would wait for this process
+            sys.excepthook(*sys.exc_info())
+            leave_others(1)
+        raise
     sys.exit(code or 0)

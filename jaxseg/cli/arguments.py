@@ -75,7 +75,10 @@ def nearest_model(name: str) -> str:
 
 @contextlib.contextmanager
 def one_message() -> Iterator[None]:
-    """Data that are absent, and any other mistake in what was asked for, end the program with exit code 2."""
+    """Data that are absent, and any other mistake in what was asked for, end the program with exit code 2.
+
+    One of several processes leaves at once whatever went wrong, so that the others are not left to wait for it.
+    """
     try:
         yield
     except mistakes() as error:
@@ -84,6 +87,11 @@ def one_message() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         leave_others(2)
         raise SystemExit(2) from None
+    except Exception:
+        if jax.distributed.is_initialized():
+            sys.excepthook(*sys.exc_info())
+            leave_others(1)
+        raise
 
 
 def initialize_distributed(words: str) -> None:
