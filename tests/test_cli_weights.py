@@ -240,7 +240,7 @@ def test_a_second_start_finds_the_program_and_takes_the_weights_of_today(form, t
             assert picture.size == (48, 32)
 
 
-def test_a_start_with_other_words_or_a_broken_program_traces_anew(tmp_path, photo, programs, monkeypatch):
+def test_a_start_with_other_words_or_a_broken_program_traces_anew(tmp_path, photo, programs, monkeypatch, capsys):
     written(tmp_path / "w.safetensors", "unet_resnet18", 3)
     words = ("predict", "unet_resnet18", photo, "--weights", tmp_path / "w.safetensors", "--size", "32", "--out")
     assert jaxseg_command(*words, tmp_path / "first") == 0
@@ -252,6 +252,10 @@ def test_a_start_with_other_words_or_a_broken_program_traces_anew(tmp_path, phot
         np.testing.assert_array_equal(prediction(tmp_path / "again"), first)
         assert path.read_bytes() != broken
     assert jaxseg_command(*words[:-1], "--long-side", 8, "--out", tmp_path / "others") == 2
+    assert jaxseg_command(*words[:-1], "--stride", 0.5, "--out", tmp_path / "others") == 2
+    assert "--stride is between windows: give --window HxW" in capsys.readouterr().err
+    assert jaxseg_command(*words[:-1], "--window", 32, "--out", tmp_path / "others") == 2
+    assert "--window says at which size the model sees an image: leave --size out" in capsys.readouterr().err
     traces_nothing(monkeypatch)
     assert jaxseg_command(*words, tmp_path / "again") == 0
     for others in (

@@ -131,6 +131,8 @@ class ResNet(nn.Module):
     def __call__(self, images: Float[Array, "n h w c"], *, train: bool) -> dict[str, Array]:
         if self.output_stride not in (8, 16, 32):
             raise ValueError(f"ResNet's output_stride is 8, 16 or 32, got {self.output_stride}")
+        if not self.multi_grid or min(self.multi_grid) < 1:
+            raise ValueError(f"multi_grid is of numbers of at least 1, such as (1, 2, 4), got {self.multi_grid}")
         x = _stem(self, images.astype(self.dtype), train=train)
         out = {"stride2": x}
         x = max_pool(x, 3, 2, 1)

@@ -50,7 +50,7 @@ class Predict:
     window: Size | None = None
     """Height x width of windows that slide over the image at its own size, scores averaged where they overlap."""
     stride: float = 2 / 3
-    """Distance between windows, as a share of the window."""
+    """With --window, --scales or --flip: the distance between windows, as a share of the window."""
     long_side: int | None = None
     """With --window: first scale the image so that its longer side has this many pixels."""
     scales: tuple[float, ...] = (1.0,)
@@ -136,6 +136,8 @@ class Question(NamedTuple):
 def _question(config: Predict, images: int) -> Question | None:
     """None where nothing is kept: images in shares, or in windows, and runs, whose checkpoints are no such files."""
     if config.shard or config.long_side is not None or not sees_once(config) or kept.programs_folder() is None:
+        return None
+    if config.stride != Predict.stride:  # which is refused
         return None
     weights = config.weights or pathlib.Path(config.model)
     described = {name: (weights / name).read_bytes() for name in DESCRIPTIONS if (weights / name).is_file()}

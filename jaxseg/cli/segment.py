@@ -22,6 +22,13 @@ def _demand_consistent(config: Predict) -> None:
     """Raises ValueError for options that no model takes together."""
     if config.long_side is not None and (config.window is None or config.long_side < 1):
         raise ValueError("--long-side is a positive number of pixels, and belongs to --window; without, --size says it")
+    if config.stride != Predict.stride and sees_once(config):
+        raise ValueError(
+            f"--stride is between windows: give --window HxW, or leave --stride {config.stride:g} out: without windows "
+            "an image is seen once"
+        )
+    if config.window is not None and config.size is not None:
+        raise ValueError("--window says at which size the model sees an image: leave --size out")
     if config.shard and not (sees_once(config) and config.size is None):
         raise ValueError("--shard sees images whole, at their own size: leave --window, --scales, --flip, --size out")
 

@@ -181,11 +181,18 @@ def _in_either(
     return [(images / f"{name}{image_end}", labels / f"{name}{label_end}") for name in sorted(names)]
 
 
+def _lines(path: pathlib.Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is no text; was all of it unpacked?") from None
+
+
 def _listed(path: pathlib.Path) -> list[str]:
     """The first word of each line."""
     if not path.is_file():
         raise DataError(f"{path}: the list of the split is missing; was all of it unpacked?")
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    return [line.split()[0] for line in _lines(path) if line.strip() and not line.startswith("#")]
 
 
 def _split(split: str, splits: Sequence[str]) -> None:
@@ -260,7 +267,9 @@ def ade20k(data: str | os.PathLike, split: str) -> OfficialSource:
     found = _in_either(root / "images" / split, ".jpg", root / "annotations" / split, ".png")
     names = tuple(f"class {c}" for c in range(150))
     if (info := root / "objectInfo150.txt").is_file():
-        names = tuple(line.split("\t")[-1].split(",")[0].strip() for line in info.read_text().splitlines()[1:151])
+        names = tuple(line.split("\t")[-1].split(",")[0].strip() for line in _lines(info)[1:151])
+        if len(names) != 150:
+            raise DataError(f"{info}: {len(names)} names of classes, and there are 150; was all of it unpacked?")
     table = _table({0: IGNORE} | {c + 1: c for c in range(150)})
     return OfficialSource(_pairs(found, str(root)), names, voc_palette(151)[1:], table)
 

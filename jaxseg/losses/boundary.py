@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxseg.losses.segmentation import IGNORE, Labels, Logits, probabilities
+from jaxseg.losses.segmentation import IGNORE, Labels, Logits, probabilities, weights_of
 from jaxseg.ops.batch import batch_sum
 
 __all__ = ["boundary_loss", "signed_distance"]
@@ -53,9 +53,10 @@ def boundary_loss(
     leaves the background out: `class_weights` of 0 do that, and otherwise weigh the mean over classes. The
     distances are worked out on the device, from the labels as augmented and cropped.
     """
+    class_weights = weights_of(logits, labels, class_weights)
     p = probabilities(logits)
     k = p.shape[-1]
-    weights = jnp.ones(k) if class_weights is None else class_weights.astype(jnp.float32)
+    weights = jnp.ones(k) if class_weights is None else class_weights
     valid = (labels != IGNORE).astype(jnp.float32)
     cost = jnp.sum(p * signed_distance(labels, k) * weights, -1) * valid
     total, pixels = batch_sum((cost.sum(), valid.sum()))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxseg.losses.segmentation import IGNORE, Labels, Logits, mean_of_present, probabilities
+from jaxseg.losses.segmentation import IGNORE, Labels, Logits, mean_of_present, probabilities, weights_of
 from jaxseg.ops.batch import batch_gather, batch_sum
 
 __all__ = ["lovasz_softmax"]
@@ -36,11 +36,13 @@ def lovasz_softmax(
     Over the pixels of the global batch as one, or `per_image` with the mean over images that have a valid pixel.
     `class_weights` weigh the mean over classes.
     """
+    class_weights = weights_of(logits, labels, class_weights)
     p = probabilities(logits)
-    pixels = p.reshape(p.shape[0], -1, p.shape[-1]), labels.reshape(labels.shape[0], -1)
+    n, h, w, k = p.shape
+    pixels = p.reshape(n, h * w, k), labels.reshape(n, h * w)  # not -1, which no image leaves open
     if not per_image:
         p, labels = (batch_gather(x) for x in pixels)
-        return _of_pixels(p.reshape(-1, p.shape[-1]), labels.ravel(), class_weights)
+        return _of_pixels(p.reshape(-1, k), labels.ravel(), class_weights)
     values = jax.vmap(lambda p, labels: _of_pixels(p, labels, class_weights))(*pixels)
     counted = (labels != IGNORE).any((1, 2)).astype(jnp.float32)
     total, images = batch_sum((jnp.sum(values * counted), counted.sum()))

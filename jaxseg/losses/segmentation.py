@@ -5,6 +5,8 @@ Each is the mean over the valid pixels of the **global** batch, not a mean of th
 through `batch_sum`, so shards with few valid pixels weigh what they hold. With no valid pixel a loss is 0.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -43,6 +45,25 @@ def _log_probability(logits: Logits, labels: Labels) -> tuple[Float[Array, "n h 
     return log_p, _at_label(log_p, safe), safe
 
 
+def weights_of(logits: Logits, labels: Labels, class_weights: Any | None) -> Float[Array, "k2"] | None:
+    """The class weights in float32.
+
+    Raises ValueError for labels that are not one of each pixel, and weights that are not one of each class, which
+    would spread over what they do not fit.
+    """
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"labels are {logits.shape[:-1]}, one of each pixel, got {labels.shape} for logits of {logits.shape}; "
+            "both have the channels last, and labels have none"
+        )
+    if class_weights is None:
+        return None
+    weights, classes = jnp.asarray(class_weights, jnp.float32), max(logits.shape[-1], 2)
+    if weights.shape != (classes,):
+        raise ValueError(f"class_weights are {classes}, one of each class, got shape {weights.shape}")
+    return weights
+
+
 def cross_entropy(
     logits: Logits,
     labels: Labels,
@@ -57,9 +78,10 @@ def cross_entropy(
     Ronneberger et al. 2015, eq. 1) do not: the paper sums. With both, the denominator is that of the class
     weights. `label_smoothing` mixes the target with the uniform distribution (Szegedy et al. 2016, sec. 7).
     """
+    class_weights = weights_of(logits, labels, class_weights)
     log_p, picked, safe = _log_probability(logits, labels)
     valid = (labels != IGNORE).astype(jnp.float32)
-    weights = valid if class_weights is None else valid * _at_label(class_weights.astype(jnp.float32), safe)
+    weights = valid if class_weights is None else valid * _at_label(class_weights, safe)
     values = -picked * weights
     if label_smoothing:
         per_class = jnp.ones(log_p.shape[-1]) if class_weights is None else class_weights
@@ -86,6 +108,7 @@ def ohem_cross_entropy(
     Kept are the valid pixels whose true class has a probability below `threshold`, and at least the `min_kept` of
     the lowest in the global batch; with fewer valid pixels than that, all. The rest is `cross_entropy`.
     """
+    class_weights = weights_of(logits, labels, class_weights)
     _, picked, _ = _log_probability(logits, labels)
     # an ignored pixel sorts after all that count
     p = jax.lax.stop_gradient(jnp.where(labels == IGNORE, 2.0, jnp.exp(picked)))
@@ -108,7 +131,7 @@ def mean_of_present(
     """The mean of `values`, weighted by class, over the classes that have `truth` pixels; 0 without any."""
     weights = (truth > 0).astype(jnp.float32)
     if class_weights is not None:
-        weights = weights * class_weights.astype(jnp.float32)
+        weights = weights * class_weights
     total = weights.sum()
     return jnp.sum(values * weights) / jnp.where(total > 0, total, 1)
 
@@ -127,6 +150,7 @@ def tversky_loss(
     TP, FP and FN are sums of softmax probability over the valid pixels of the global batch; a class without a
     labelled pixel has no part. `class_weights` weigh the mean.
     """
+    class_weights = weights_of(logits, labels, class_weights)
     valid = labels != IGNORE
     p = jnp.where(valid[..., None], probabilities(logits), 0)
     g = jax.nn.one_hot(jnp.where(valid, labels, -1), p.shape[-1])
@@ -163,9 +187,10 @@ def focal_loss(
 
     `class_weights` is the paper's alpha: it scales the loss and, as there, has no part in the denominator.
     """
+    class_weights = weights_of(logits, labels, class_weights)
     _, picked, safe = _log_probability(logits, labels)
     valid = (labels != IGNORE).astype(jnp.float32)
-    alpha = 1.0 if class_weights is None else _at_label(class_weights.astype(jnp.float32), safe)
+    alpha = 1.0 if class_weights is None else _at_label(class_weights, safe)
     # 1 - p from log p; its gradient at p = 1 stays finite for any gamma >= 1, and for gamma < 1 by the floor
     miss = jnp.maximum(-jnp.expm1(picked), 1e-12)
     return _weighted_mean(-alpha * miss**gamma * picked, valid)

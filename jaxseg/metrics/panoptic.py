@@ -64,6 +64,8 @@ def panoptic_sums(
         raise ValueError(f"panoptic quality compares maps of one shape, got {prediction.shape} and {truth.shape}")
     ours = _areas(prediction, predicted_classes, num_classes, "prediction")
     theirs = _areas(truth, true_classes, num_classes, "truth")
+    if strangers := sorted(set(crowds) - theirs.keys()):
+        raise ValueError(f"crowd(s) {strangers[:5]} are no segment of the truth; name those of its ids that are crowds")
     pairs, counts = np.unique(np.stack([truth.ravel(), prediction.ravel()]), axis=1, return_counts=True)
     shared = {(int(t), int(p)): int(n) for (t, p), n in zip(pairs.T, counts, strict=True)}
     sums = PanopticSums(np.zeros(num_classes), *(np.zeros(num_classes, np.int64) for _ in range(3)))

@@ -176,6 +176,12 @@ def _head(model: nn.Module) -> set[Path]:
     return {path for path, x in _for_any_classes(model).items() if any(n % MANY == 0 for n in x.shape)}
 
 
+def _differs_by_classes(model: nn.Module, place: Path, shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether a variable of that shape is the model's with another number of classes, which may be on two axes."""
+    axes = _for_any_classes(model)[place].shape
+    return len(shape) == len(axes) and all(n % MANY == 0 or a == b for n, a, b in zip(axes, shape, wanted, strict=True))
+
+
 class _Fit(NamedTuple):
     """A file seen as one publisher's: our path of each name that it should have, and its own arrays by name."""
 
@@ -266,7 +272,7 @@ def from_published(
         array, shape = _to_flax(fit.publisher, np.asarray(entries[name])), shapes[place].shape
         if array.shape == shape:
             flat[place] = jnp.asarray(array, shapes[place].dtype)
-        elif place in head and array.shape[:-1] == shape[:-1]:
+        elif place in head and _differs_by_classes(model, place, array.shape, shape):
             other_classes.append("/".join(place[1:]))
             count = array.shape[-1]
         else:

@@ -92,6 +92,13 @@ def dilations(model):
     return [e.params["rhs_dilation"][0] for e in convolutions(jaxpr.jaxpr) if e.invars[1].aval.shape[0] > 1]
 
 
+@pytest.mark.parametrize("rates", [(), (0, 1, 2), (1, -2)])
+def test_a_multi_grid_that_multiplies_nothing_is_refused(rates):
+    model = resnet50(multi_grid=rates)
+    with pytest.raises(ValueError, match=r"multi_grid is of numbers of at least 1, such as \(1, 2, 4\), got "):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))
+
+
 def test_dilation_and_multi_grid():
     narrow = functools.partial(resnet50, depths=(1, 1, 2, 3), features=(4, 4, 4, 4), stem_features=4)
     assert dilations(narrow(output_stride=8)) == [1, 1, 1, 1, 2, 2, 4, 4]  # the first block keeps the one before

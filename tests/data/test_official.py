@@ -158,3 +158,18 @@ def test_files_that_are_missing_or_do_not_fit_are_named(tmp_path):
     (sbd / "benchmark_RELEASE" / "dataset" / "cls" / "g.mat").write_bytes(b"no")
     with pytest.raises(DataError, match=r"g.mat: not a class annotation of SBD"):
         voc(voc_data, "trainaug", sbd)[4]
+
+
+def test_a_list_that_is_not_whole_is_named(tmp_path):
+    root = make_ade20k(tmp_path / "ade")
+    info = root / "ADEChallengeData2016" / "objectInfo150.txt"
+    info.write_text("\n".join(info.read_text().splitlines()[:90]))
+    with pytest.raises(DataError, match=r"objectInfo150.txt: 89 names of classes, and there are 150"):
+        ade20k(root, "training")
+    info.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"objectInfo150.txt: is no text"):
+        ade20k(root, "training")
+    root, _ = make_voc(tmp_path / "voc")
+    (root / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / "val.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"val.txt: is no text"):
+        voc(root, "val")

@@ -1,9 +1,11 @@
 """Losses against NumPy written from the definitions, and their means over a pmapped batch."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -207,6 +209,37 @@ def test_no_valid_pixel_gives_zero_and_a_zero_gradient(loss):
     value, grad = value_and_grad(loss)(jnp.ones((2, 1, 3, 3)), jnp.full((2, 1, 3), 255, jnp.int32))
     assert value == 0
     assert not np.any(grad)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_batch_of_no_image_gives_zero(loss):
+    assert loss(jnp.ones((0, 2, 3, 3)), jnp.zeros((0, 2, 3), jnp.int32)) == 0
+
+
+@pytest.fixture
+def as_users_have_it():
+    """Without the checks of shapes that the tests have on."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("as_users_have_it")
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("shape", [(2, 6, 6, 1), (1, 6, 6), (2, 6, 1)])
+def test_labels_that_would_spread_over_the_logits_are_refused(loss, shape):
+    with pytest.raises(ValueError, match=rf"labels are \(2, 6, 6\), one of each pixel, got {re.escape(str(shape))}"):
+        loss(jnp.zeros((2, 6, 6, 3)), jnp.zeros(shape, jnp.int32))
+
+
+@pytest.mark.usefixtures("as_users_have_it")
+@pytest.mark.parametrize("loss", LOSSES)
+def test_class_weights_are_one_of_each_class(loss):
+    logits, labels = (jnp.array(x) for x in example())
+    for count in (1, 2, 4):
+        with pytest.raises(ValueError, match=rf"class_weights are 3, one of each class, got shape \({count},\)"):
+            loss(logits, labels, class_weights=jnp.ones(count))
+    assert loss(logits, labels, class_weights=[1, 2, 3]) == loss(logits, labels, class_weights=jnp.arange(1.0, 4.0))
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -103,3 +103,9 @@ def test_ids_and_classes_must_agree():
             panoptic_sums(one, {1: outside}, one, {1: 0}, 2)
     with pytest.raises(ValueError, match="one shape"):
         panoptic_sums(one, {1: 0}, one[:, 1:], {1: 0}, 2)
+
+
+def test_a_crowd_that_is_no_segment_is_named():
+    ids = np.ones((2, 2), int)
+    with pytest.raises(ValueError, match=r"crowd\(s\) \[9\] are no segment of the truth"):
+        panoptic_sums(ids, {1: 0}, ids, {1: 1}, 2, crowds=[9])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from models.test_zoo import DISTINCT, FIELDS, LIVE, SMP, narrow
 from safetensors.numpy import load_file, save_file
 from tiers import some_slow
@@ -138,6 +139,18 @@ def test_another_class_count_keeps_everything_but_the_head(tmp_path):
     assert "as they were" in kept.left_out
     assert_equal(kept.variables["params"]["classifier"]["logits"], start["params"]["classifier"]["logits"])
     assert_equal(kept.variables["params"]["backbone"], variables["params"]["backbone"])
+
+
+@pytest.mark.parametrize("name", ["fcn8s_vgg16", "fcn_vgg16_1x1"])
+def test_upsampling_from_class_to_class_is_of_the_head(name):
+    model = jaxseg.create_model(name, 5)
+    flat = {path: np.broadcast_to(np.float32(0.5), x.shape) for path, x in published._shapes(model).items()}
+    state = to_published(model, traverse_util.unflatten_dict(flat))
+    loaded = from_published(state, jaxseg.create_model(name, 3))
+    assert loaded.left_out.startswith("the state_dict scores 5 classes and the model 3: everything is loaded but ")
+    for path, array in traverse_util.flatten_dict(loaded.variables).items():
+        assert (np.asarray(array) == (0 if path in published._head(model) else 0.5)).all()
+        assert ("/".join(path[1:]) in loaded.left_out) == (path in published._head(model))
 
 
 @pytest.mark.parametrize(
