@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxseg.ops.boxes import box_iou
@@ -55,13 +56,13 @@ def _by_words(candidates: Array, beats: Array) -> Array:
 
 
 def nms(
-    boxes: Float[Array, "n 4"],
-    scores: Float[Array, "n"],
+    boxes: Float[Array | np.ndarray, "n 4"],
+    scores: Float[Array | np.ndarray, "n"],
     threshold: float,
     k: int,
     *,
-    classes: Int[Array, "n"] | None = None,
-    valid: Bool[Array, "n"] | None = None,
+    classes: Int[Array | np.ndarray, "n"] | None = None,
+    valid: Bool[Array | np.ndarray, "n"] | None = None,
     block: int = 256,
 ) -> Kept:
     """The first `k` boxes that greedy suppression keeps: none overlaps a better one by IoU above `threshold`.
@@ -79,7 +80,8 @@ def nms(
     n = boxes.shape[0]
     if n == 0 or k == 0:
         return Kept(jnp.zeros(k, jnp.int32), jnp.zeros(k, bool))
-    boxes, scores = jax.lax.stop_gradient((boxes.astype(jnp.float32), scores.astype(jnp.float32)))
+    # arrays of jax, as NumPy's have no rows at the loop's traced indices
+    boxes, scores = jax.lax.stop_gradient((jnp.asarray(boxes, jnp.float32), jnp.asarray(scores, jnp.float32)))
     good = ~(jnp.isnan(scores) | jnp.isnan(boxes).any(-1))
     if valid is not None:
         good &= valid
@@ -89,7 +91,7 @@ def nms(
     order = jnp.lexsort((-jnp.where(good, scores, 0), ~good)).astype(jnp.int32)
     order = jnp.pad(order, (0, steps * block - n))
     filled = jnp.arange(steps * block) < jnp.sum(good)
-    groups = jnp.zeros(n, jnp.int32) if classes is None else classes
+    groups = jnp.zeros(n, jnp.int32) if classes is None else jnp.asarray(classes)
     earlier = jnp.arange(block)[:, None] < jnp.arange(block)
 
     def more(state: tuple[Array, Array, Array]) -> Array:

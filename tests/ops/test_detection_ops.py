@@ -166,6 +166,15 @@ def test_nms_of_nothing_of_equals_and_of_nan():
         suppress(boxes, scores, 0.5, -1)
 
 
+def test_nms_takes_numpy_outside_jit():
+    boxes, scores = random_boxes(1, 30), np.arange(30, dtype=np.float32)
+    classes = np.arange(30) % 2 - 1
+    assert kept(boxes, scores, 0.3, 30, classes) == naive.greedy_nms(boxes, scores, 0.3, classes)
+    for given in (classes, None):
+        found = nms(boxes, scores, 0.3, 30, classes=given, valid=np.ones(30, bool))
+        assert found.indices[found.valid].tolist() == naive.greedy_nms(boxes, scores, 0.3, given)
+
+
 def test_nms_in_a_batch_is_that_of_each():
     boxes = np.stack([random_boxes(s, 60) for s in range(3)])
     scores = np.random.default_rng(0).uniform(size=(3, 60)).astype(np.float32)
