@@ -91,12 +91,12 @@ print("says", restored.step, len(restored.skipped), sorted(path.name for path in
 """
 
 
-def what_two_say(script, *words):
-    """What each of two processes of four devices prints, the same in both."""
-    command = [sys.executable, "-c", TWO + script, f"127.0.0.1:{free_port()}"]
+def ends_of_two(code, *words):
+    """The exit codes and outputs of two processes of Python code; `{}` in a word is the process's number."""
     environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     running = [
-        subprocess.Popen([*command, str(i), *map(str, words)], env=environment, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-c", code, *(word.format(i) for word in words)], env=environment, **pipes)
         for i in range(2)
     ]
     try:
@@ -104,7 +104,13 @@ def what_two_say(script, *words):
     finally:
         for p in running:
             p.kill()
-    assert [p.returncode for p in running] == [0, 0]
+    return [p.returncode for p in running], outputs
+
+
+def what_two_say(script, *words):
+    """What each of two processes of four devices prints, the same in both."""
+    codes, outputs = ends_of_two(TWO + script, f"127.0.0.1:{free_port()}", "{}", *map(str, words))
+    assert codes == [0, 0], "\n".join(outputs)
     first, second = (re.search(r"^says (.*)", output, re.MULTILINE)[1] for output in outputs)
     assert first == second
     return first
@@ -137,19 +143,9 @@ run_experiment(main, dataclasses.make_dataclass("Config", []), "")
 
 def test_an_error_in_one_process_ends_both_at_once():
     """Python's own end of it would wait five minutes for the other, which waits in a collective."""
-    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", BROKEN, "--distributed", f"127.0.0.1:{free_port()},2,"]
-    running = [
-        subprocess.Popen([*command[:-1], command[-1] + str(i)], env=environment, stderr=subprocess.PIPE, text=True)
-        for i in range(2)
-    ]
-    try:
-        errors = [p.communicate(timeout=60)[1] for p in running]
-    finally:
-        for p in running:
-            p.kill()
-    assert all(p.returncode not in (0, None) for p in running)
-    assert "KeyError: 'what nobody thought of'" in errors[1]
+    codes, outputs = ends_of_two(BROKEN, "--distributed", f"127.0.0.1:{free_port()},2,{{}}")
+    assert 0 not in codes
+    assert "KeyError: 'what nobody thought of'" in outputs[1]
 
 
 @pytest.mark.slow

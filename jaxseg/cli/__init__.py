@@ -1,9 +1,10 @@
 """The `jaxseg` command."""
 
+import contextlib
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 __all__ = ["main", "mistakes"]
@@ -98,6 +99,31 @@ def mistakes() -> tuple[type[Exception], ...]:
     return ValueError, OSError, ImportError, FloatingPointError, FlaxError
 
 
+@contextlib.contextmanager
+def one_message() -> Iterator[None]:
+    """Data that are absent, and any other mistake in what was asked for, end the program with exit code 2.
+
+    One of several processes leaves at once whatever went wrong, so that the others are not left to wait for it.
+    """
+    from jaxseg.interruption import leave_others
+
+    try:
+        yield
+    except mistakes() as error:
+        if os.environ.get("JAXSEG_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        leave_others(2)
+        raise SystemExit(2) from None
+    except Exception:
+        import jax
+
+        if jax.distributed.is_initialized():
+            sys.excepthook(*sys.exc_info())
+            leave_others(1)
+        raise
+
+
 def _said_once(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """As ever, but for what tensorstore prints of every other array where one could not be saved."""
     if str(error) != "Event loop is closed":
@@ -114,7 +140,6 @@ def main(arguments: list[str] | None = None) -> None:
     import tyro
 
     from jaxseg.data import default_data_dir
-    from jaxseg.interruption import leave_others
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax and Grain narrate; what fails is raised besides
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # jax2onnx leaves a few values without their type
@@ -123,29 +148,19 @@ def main(arguments: list[str] | None = None) -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(default_data_dir() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    try:
-        words = sys.argv[1:] if arguments is None else arguments
-        code: Any
-        if words and words[0] in COMMANDS:  # only what it needs is imported
-            command: Any = COMMANDS[words[0]]()
-            if arguments is None:
-                gc.freeze()  # what is imported stays, too
-            code = tyro.cli(command, args=words[1:], prog=f"jaxseg {words[0]}", description=command.__doc__)
-        else:
-            run: Any = tyro.extras.subcommand_cli_from_dict
-            every = {name: load() for name, load in COMMANDS.items()}
-            code = run(every, args=words, prog="jaxseg", description=__doc__)
-    except mistakes() as error:
-        if os.environ.get("JAXSEG_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        leave_others(2)
-        code = 2
-    except KeyboardInterrupt:
-        code = 130
-    except Exception:
-        if jax.distributed.is_initialized():  # the others would wait for this process
-            sys.excepthook(*sys.exc_info())
-            leave_others(1)
-        raise
+    words = sys.argv[1:] if arguments is None else arguments
+    code: Any
+    with one_message():
+        try:
+            if words and words[0] in COMMANDS:  # only what it needs is imported
+                command: Any = COMMANDS[words[0]]()
+                if arguments is None:
+                    gc.freeze()  # what is imported stays, too
+                code = tyro.cli(command, args=words[1:], prog=f"jaxseg {words[0]}", description=command.__doc__)
+            else:
+                run: Any = tyro.extras.subcommand_cli_from_dict
+                every = {name: load() for name, load in COMMANDS.items()}
+                code = run(every, args=words, prog="jaxseg", description=__doc__)
+        except KeyboardInterrupt:
+            code = 130
     sys.exit(code or 0)

@@ -5,7 +5,6 @@ import dataclasses
 import difflib
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
@@ -16,13 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxseg import parallel
-from jaxseg.cli import mistakes
+from jaxseg.cli import one_message
 from jaxseg.data import DataError, FolderSource, ShapesSource, check_data, folder, folder_splits, shapes
 from jaxseg.data.check import DataReport
-from jaxseg.interruption import leave_others
 from jaxseg.runlog import require_writable
 
 __all__ = [
+    "DISTRIBUTED",
     "Size",
     "bar",
     "checked",
@@ -71,27 +70,6 @@ def nearest_model(name: str) -> str:
     from jaxseg.models import MODELS
 
     return difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
-
-
-@contextlib.contextmanager
-def one_message() -> Iterator[None]:
-    """Data that are absent, and any other mistake in what was asked for, end the program with exit code 2.
-
-    One of several processes leaves at once whatever went wrong, so that the others are not left to wait for it.
-    """
-    try:
-        yield
-    except mistakes() as error:
-        if os.environ.get("JAXSEG_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        leave_others(2)
-        raise SystemExit(2) from None
-    except Exception:
-        if jax.distributed.is_initialized():
-            sys.excepthook(*sys.exc_info())
-            leave_others(1)
-        raise
 
 
 def initialize_distributed(words: str) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Array, PyTree
 
 from jaxseg import losses
 from jaxseg.cli.arguments import (
+    DISTRIBUTED,
     Size,
     checked,
     demand_output,
@@ -80,8 +81,7 @@ class Train:
     """One program over a mesh of all devices, or pmap."""
     shard: str = ""
     """Mesh axes for jit, such as `data=4,fsdp=2` or `data=2,spatial=2,width=2`; default: all devices on data."""
-    distributed: str | None = None
-    """Several processes: `auto` on a cluster that JAX knows, else `ADDRESS:PORT,PROCESSES,THIS`."""
+    distributed: Annotated[str | None, tyro.conf.arg(help=DISTRIBUTED)] = None
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW under warm-up and cosine, or SGD with momentum under poly decay."""
     learning_rate: float | None = None
